@@ -1,0 +1,1 @@
+"""The certificate authority: issues X.509-SVIDs."""

@@ -1,0 +1,1 @@
+"""Rendering of effective policy and topology into Envoy resources, from protobuf messages."""

@@ -1,0 +1,1 @@
+"""Access policy: model, parser, resolver. Pure: values in, values out."""

@@ -1,0 +1,1 @@
+"""X.509 helpers: PEM framing, chains, SVID fields. Pure."""

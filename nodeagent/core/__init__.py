@@ -1,0 +1,1 @@
+"""Pure core of the agent: protocol sessions, snapshots, schedules."""
