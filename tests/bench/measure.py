@@ -1,0 +1,106 @@
+"""How figures are taken: interleaved rounds, CPU seconds, medians of pairwise ratios.
+
+The machine is shared and drifts, so an absolute figure is worth little. In every round each variant
+runs once (A, B, A, B, ...); the ratio is taken within the round and its median is reported.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "7"))
+SLICE_SECONDS = float(os.environ.get("BENCH_SECONDS", "0.4"))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        value: the figure, in `unit`.
+        limit: what the machine could do at best, measured in the same run, in the same unit.
+        ratio: median over rounds of value/limit (not the ratio of the two medians).
+        goal: text such as `>= 0.70`; `ok` says whether `ratio` (or `value`) meets it.
+    """
+
+    name: str
+    value: float
+    unit: str
+    limit: float
+    ratio: float
+    goal: str
+    ok: bool
+
+
+def at_least(name: str, values: list[float], limits: list[float], unit: str, goal: float) -> Row:
+    """A row whose ratio must not fall under `goal` (rates)."""
+    ratio = median_ratio(values, limits)
+    return Row(
+        name, statistics.median(values), unit, statistics.median(limits), ratio, f">= {goal:g}", ratio >= goal
+    )
+
+
+def at_most(name: str, values: list[float], limits: list[float], unit: str, goal: float) -> Row:
+    """A row whose ratio must not exceed `goal` (times, sizes)."""
+    ratio = median_ratio(values, limits)
+    return Row(
+        name, statistics.median(values), unit, statistics.median(limits), ratio, f"<= {goal:g}", ratio <= goal
+    )
+
+
+def median_ratio(values: list[float], limits: list[float]) -> float:
+    """Median of the pairwise ratios."""
+    return statistics.median(v / b for v, b in zip(values, limits, strict=True))
+
+
+def rate(work: Callable[[], object], seconds: float = SLICE_SECONDS, batch: int = 4) -> float:
+    """Operations per CPU second of this process."""
+    start, cpu, count = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - start < seconds:
+        for _ in range(batch):
+            work()
+        count += batch
+    return count / (time.process_time() - cpu)
+
+
+def interleaved(variants: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Call each variant once a round; returns its figures by name."""
+    figures: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, measure in variants.items():
+            gc.collect()
+            figures[name].append(measure())
+    return figures
+
+
+def openssl_p256() -> tuple[float, float]:
+    """Signatures and verifications per second of one core, by `openssl speed`."""
+    out = subprocess.run(
+        ["openssl", "speed", "-seconds", "1", "ecdsap256"], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"nistp256\)\s+\S+\s+\S+\s+([\d.]+)\s+([\d.]+)", out)
+    if found is None:
+        raise RuntimeError("openssl speed printed no line for nistp256")
+    return float(found[1]), float(found[2])
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds that another process has used: its own CPU clock (clock_getcpuclockid(3))."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def rss_mb(pid: int) -> float:
+    """Resident set of a process in MB."""
+    with Path(f"/proc/{pid}/smaps_rollup").open(encoding="ascii") as rollup:
+        for line in rollup:
+            if line.startswith("Rss:"):
+                return int(line.split()[1]) / 1024
+    raise RuntimeError(f"no Rss of process {pid}")
