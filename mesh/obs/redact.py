@@ -41,7 +41,8 @@ _SECRET_WORDS = frozenset(
 _ABOUT_WORDS = frozenset(
     {
         "age", "algorithm", "audience", "bits", "count", "curve", "file", "fingerprint", "hash", "id", "ids",
-        "issuer", "kind", "length", "name", "names", "path", "seconds", "size", "type", "types", "usage", "version",
+        "issuer", "kind", "length", "name", "names", "path", "seconds", "size", "type", "types", "usage",
+        "version",
     }
 )  # fmt: skip
 
