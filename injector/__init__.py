@@ -1,0 +1,1 @@
+"""The sidecar injector: admission webhooks that put an init container and a stock Envoy into pods."""
