@@ -1,7 +1,7 @@
-"""Immutable identity snapshots: key, chain, bundle and version move together (S-17).
+"""Immutable snapshots: key, chain, bundle and version move together (S-17).
 
-A reader that holds a snapshot can never see a key without its certificate, or a leaf with the
-bundle of another moment.
+A reader that holds a snapshot can never see a key without its certificate, a leaf with the bundle of
+another moment, or a secret that belongs to another identity than the one beside it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import datetime as dt
 import hashlib
 from dataclasses import dataclass, field
 
+from mesh.envoy.resources import ResourceSet
 from mesh.spiffe import SpiffeId, TrustDomain
 
 
@@ -59,3 +60,24 @@ class IdentitySnapshot:
 
     svid: Svid | None = None
     bundle: TrustBundle | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadSnapshot:
+    """Everything that one workload's streams may be told at one moment.
+
+    Attributes:
+        revision: grows with each publication; 0 = nothing was published yet.
+        identity: what the Workload API serves.
+        config: listeners, clusters, endpoints, routes and extensions. None = not compiled yet:
+            discovery stays silent, because an empty state of the world would be a deletion.
+        secrets: the same identity as Envoy secrets.
+        starting: no decision about the identity was published yet. Without it, an identity without
+            SVID means that there is none (the Workload API answers PermissionDenied, not Unavailable).
+    """
+
+    revision: int = 0
+    identity: IdentitySnapshot = field(default_factory=IdentitySnapshot)
+    config: ResourceSet | None = None
+    secrets: ResourceSet = field(default_factory=ResourceSet)
+    starting: bool = True

@@ -1,0 +1,202 @@
+"""What the servicers share: admission of streams, the loop of a discovery stream, status codes."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from mesh.errors import Category, Code, MeshError
+from nodeagent.cache import CacheClosed, Watch, WorkloadCache
+from nodeagent.core.session import DeltaSession, Service, SotwSession
+from nodeagent.core.subscriptions import Response, SessionEvents, SessionLimits, SilentEvents
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+STATUS: Final = {
+    Category.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
+    Category.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Category.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
+    Category.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Category.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Category.FAILED_PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
+    Category.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Category.INTERNAL: grpc.StatusCode.INTERNAL,
+}
+"""The one place where the agent's sockets pick a gRPC status."""
+
+_NONCE_BYTES = 9
+
+
+class StreamCode(Code):
+    """Why a call on a workload's socket was refused."""
+
+    TOO_MANY_STREAMS = "socket_too_many_streams"
+    STOPPING = "socket_stopping"
+
+
+class StreamError(MeshError):
+    """A call that this socket does not serve now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """Bounds of one socket.
+
+    Attributes:
+        streams: calls open at once (F-73); one Envoy on ADS needs one.
+        session: bounds of one discovery stream.
+    """
+
+    streams: int = 100
+    session: SessionLimits = field(default_factory=SessionLimits)
+
+
+class Streams:
+    """The open calls of one socket: who they serve, how many they are, and their end.
+
+    Args:
+        cache: the workload's snapshot.
+        events: told what happens.
+        limits: bounds.
+    """
+
+    def __init__(
+        self,
+        cache: WorkloadCache,
+        *,
+        events: SessionEvents | None = None,
+        limits: StreamLimits = StreamLimits(),
+    ) -> None:
+        self.cache = cache
+        self.events: SessionEvents = events if events is not None else SilentEvents()
+        self.limits = limits
+        self.watch: Watch = cache.watch()
+        self.open = 0
+
+    def close(self) -> None:
+        """End all streams with UNAVAILABLE, so that clients come back to whoever listens next."""
+        self.watch.close()
+
+    @asynccontextmanager
+    async def call(self, service: str, context: Context) -> AsyncIterator[None]:
+        """Run one call: count it, report it, and turn a MeshError into its gRPC status."""
+        workload = self.cache.workload_id
+        if self.open >= self.limits.streams:
+            self.events.on_stream_close(workload, service, StreamCode.TOO_MANY_STREAMS)
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"this socket serves {self.limits.streams} streams at once; close some, then try again"
+                f" [{StreamCode.TOO_MANY_STREAMS}]",
+            )
+        self.open += 1
+        self.events.on_stream_open(workload, service)
+        reason = "client"
+        try:
+            yield
+        except CacheClosed:
+            reason = StreamCode.STOPPING
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the agent is stopping; try again [{reason}]")
+        except MeshError as error:
+            reason = error.code
+            await context.abort(STATUS[error.category], str(error))
+        finally:
+            self.open -= 1
+            self.events.on_stream_close(workload, service, reason)
+
+
+def new_nonce() -> str:
+    """An unpredictable nonce (S-02)."""
+    return secrets.token_urlsafe(_NONCE_BYTES)
+
+
+def sotw_session(streams: Streams, service: Service) -> SotwSession:
+    """A session of a new stream in the state-of-the-world form."""
+    return SotwSession(
+        workload=streams.cache.workload_id,
+        service=service,
+        snapshot=streams.cache.snapshot,
+        new_nonce=new_nonce,
+        status=streams.cache.status_book,
+        events=streams.events,
+        limits=streams.limits.session,
+    )
+
+
+def delta_session(streams: Streams, service: Service) -> DeltaSession:
+    """A session of a new stream in the incremental form."""
+    return DeltaSession(
+        workload=streams.cache.workload_id,
+        service=service,
+        snapshot=streams.cache.snapshot,
+        new_nonce=new_nonce,
+        status=streams.cache.status_book,
+        events=streams.events,
+        limits=streams.limits.session,
+    )
+
+
+async def run_discovery(
+    streams: Streams,
+    context: Context,
+    session: SotwSession | DeltaSession,
+    service: Service,
+) -> None:
+    """Serve one discovery stream until the client leaves or the socket stops.
+
+    Requests are read only when the answers to the last one are written: a client that does not read
+    cannot make us queue. Snapshots that pass while a write waits are skipped; the newest counts.
+    """
+    async with streams.call(service.value, context):
+        try:
+            await _both(streams, context, session)
+        except* MeshError as group:
+            raise _first(group) from None
+        except* CacheClosed:
+            raise CacheClosed from None
+
+
+async def _both(streams: Streams, context: Context, session: SotwSession | DeltaSession) -> None:
+    turn = asyncio.Lock()
+
+    async def write(answer: Callable[[], list[Response]]) -> None:
+        async with turn:  # one writer, and responses leave in the order of their nonces
+            for response in answer():
+                await context.write(response.encode())
+
+    async def push() -> None:
+        revision = streams.watch.snapshot.revision
+        while True:
+            snapshot = await streams.watch.changed(revision)
+            revision = snapshot.revision
+            await write(lambda: session.on_snapshot(streams.watch.snapshot))
+
+    async with asyncio.TaskGroup() as tasks:
+        pusher = tasks.create_task(push())
+        await _read(context, session, write)
+        pusher.cancel()
+
+
+async def _read(
+    context: Context,
+    session: SotwSession | DeltaSession,
+    write: Callable[[Callable[[], list[Response]]], Awaitable[None]],
+) -> None:
+    on_request: Callable[[Any], list[Response]] = session.on_request
+    while (request := await context.read()) is not grpc.aio.EOF:
+        await write(lambda request=request: on_request(request))  # type: ignore[misc]  # bound at once
+
+
+def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
+    """The refusal that ended the stream."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, MeshError)  # noqa: S101 - the group was split by this type
+    return error
