@@ -1,0 +1,165 @@
+"""Claims of a Kubernetes projected service account token: verified payload in, caller out. Pure.
+
+The signature has been checked already; the payload is what a trusted issuer wrote. It still must be
+for us, now, and for a pod: the issuer signs tokens for other purposes with the same key.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ca.authn import AuthnCode, AuthnError, Caller, Method
+from mesh.spiffe import SpiffeId, SpiffeIdError, TrustDomain
+
+MAX_LEEWAY = dt.timedelta(seconds=60)
+_SUBJECT_PARTS = 4  # system:serviceaccount:<namespace>:<name>
+_MAX_NAME = 253  # Kubernetes object names
+_MAX_AUDIENCES = 32
+_MAX_TIME = 253402300799  # year 9999
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPolicy:
+    """What a token must say.
+
+    Attributes:
+        issuer: compared as it is; a trailing slash makes another issuer (F-51).
+        audiences: one of them must be in the token.
+        leeway: for clocks that differ, 0 to 60 s.
+        max_lifetime: `exp` minus `iat` may be no longer.
+        require_pod: refuse tokens that are not bound to a pod (F-44).
+    """
+
+    trust_domain: TrustDomain
+    issuer: str
+    audiences: frozenset[str]
+    leeway: dt.timedelta = dt.timedelta(seconds=10)
+    max_lifetime: dt.timedelta = dt.timedelta(hours=48)
+    require_pod: bool = True
+
+    def __post_init__(self) -> None:
+        if not dt.timedelta(0) <= self.leeway <= MAX_LEEWAY:
+            raise ValueError(f"leeway {self.leeway}: allowed are 0 to {MAX_LEEWAY}")
+        if not self.issuer or not self.audiences or "" in self.audiences:
+            raise ValueError("a token policy needs an issuer and at least one audience, none of them empty")
+
+
+def read_claims(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> Caller:
+    """The caller that a verified token names.
+
+    Args:
+        claims: payload of the token.
+        now: Unix time in seconds.
+
+    Raises:
+        AuthnError: with the claim that is wrong.
+    """
+    if claims.get("iss") != policy.issuer:
+        raise AuthnError(AuthnCode.TOKEN_ISSUER, f"iss is {_show(claims.get('iss'))}, not {policy.issuer!r}")
+    _check_audience(claims.get("aud"), policy)
+    expires = _check_times(claims, policy, now)
+    namespace, name = _subject(claims.get("sub"))
+    bound = claims.get("kubernetes.io")
+    if not isinstance(bound, dict):
+        # Legacy tokens from Secrets have flat claims and never expire.
+        raise AuthnError(AuthnCode.TOKEN_NOT_POD_BOUND, f"kubernetes.io is {_show(bound)}, not an object")
+    account = _object(bound, "serviceaccount")
+    if bound.get("namespace") != namespace or account.get("name") != name:
+        raise AuthnError(
+            AuthnCode.TOKEN_SUBJECT,
+            f"sub names {namespace}/{name}, kubernetes.io names"
+            f" {_show(bound.get('namespace'))}/{_show(account.get('name'))}",
+        )
+    pod_name, pod_uid = _pod(bound, policy)
+    try:
+        spiffe_id = SpiffeId.for_service_account(policy.trust_domain, namespace, name)
+    except SpiffeIdError as e:
+        raise AuthnError(AuthnCode.TOKEN_SUBJECT, f"sub: {e.private}") from e
+    return Caller(
+        spiffe_id=spiffe_id,
+        method=Method.TOKEN,
+        expires=dt.datetime.fromtimestamp(expires, dt.UTC),
+        pod_name=pod_name,
+        pod_uid=pod_uid,
+        node_name=_text(_object(bound, "node"), "node", "name", required=False),
+    )
+
+
+def _show(value: Any) -> str:
+    return repr(value)[:100]
+
+
+def _check_audience(found: Any, policy: TokenPolicy) -> None:
+    audiences = [found] if isinstance(found, str) else found
+    if not isinstance(audiences, list) or len(audiences) > _MAX_AUDIENCES:
+        raise AuthnError(AuthnCode.TOKEN_AUDIENCE, f"aud is {_show(found)}, neither text nor a short list")
+    if not all(isinstance(audience, str) for audience in audiences):
+        raise AuthnError(AuthnCode.TOKEN_AUDIENCE, f"aud is {_show(found)}: not all of it is text")
+    if policy.audiences.isdisjoint(audiences):
+        raise AuthnError(
+            AuthnCode.TOKEN_AUDIENCE, f"aud is {_show(found)}, none of {', '.join(sorted(policy.audiences))}"
+        )
+
+
+def _check_times(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> float:
+    leeway = policy.leeway.total_seconds()
+    expires = _time(claims, "exp")
+    issued = _time(claims, "iat")
+    if expires <= now - leeway:
+        raise AuthnError(AuthnCode.TOKEN_EXPIRED, f"exp is {now - expires:.0f} s ago")
+    starts = max(issued, _time(claims, "nbf")) if "nbf" in claims else issued
+    if starts > now + leeway:
+        raise AuthnError(AuthnCode.TOKEN_NOT_YET_VALID, f"nbf or iat is {starts - now:.0f} s ahead")
+    if not 0 < expires - issued <= policy.max_lifetime.total_seconds():
+        raise AuthnError(
+            AuthnCode.TOKEN_LIFETIME,
+            f"exp - iat is {expires - issued:.0f} s, not 1 to {policy.max_lifetime.total_seconds():.0f} s",
+        )
+    return expires
+
+
+def _time(claims: Mapping[str, Any], name: str) -> float:
+    value = claims.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise AuthnError(AuthnCode.TOKEN_CLAIMS, f"{name} is {_show(value)}, not a number")
+    if not math.isfinite(value) or not 0 <= value <= _MAX_TIME:
+        raise AuthnError(AuthnCode.TOKEN_CLAIMS, f"{name} is {_show(value)}, not a time")
+    return math.floor(value)  # as PyJWT and the API server count: whole seconds
+
+
+def _subject(found: Any) -> tuple[str, str]:
+    parts = found.split(":") if isinstance(found, str) and len(found) <= 2 * _MAX_NAME else []
+    if len(parts) != _SUBJECT_PARTS or parts[:2] != ["system", "serviceaccount"]:
+        raise AuthnError(
+            AuthnCode.TOKEN_SUBJECT, f"sub is {_show(found)}, not system:serviceaccount:<namespace>:<name>"
+        )
+    return parts[2], parts[3]
+
+
+def _pod(bound: Mapping[str, Any], policy: TokenPolicy) -> tuple[str, str]:
+    if "pod" not in bound and policy.require_pod:
+        raise AuthnError(AuthnCode.TOKEN_NOT_POD_BOUND, "kubernetes.io has no pod")
+    pod = _object(bound, "pod")
+    required = "pod" in bound
+    return (_text(pod, "pod", "name", required=required), _text(pod, "pod", "uid", required=required))
+
+
+def _object(bound: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = bound.get(name, {})
+    if not isinstance(value, dict):
+        raise AuthnError(AuthnCode.TOKEN_CLAIMS, f"kubernetes.io {name} is {_show(value)}, not an object")
+    return value
+
+
+def _text(owner: Mapping[str, Any], where: str, name: str, *, required: bool) -> str:
+    value = owner.get(name, "")
+    if not isinstance(value, str) or len(value) > _MAX_NAME or (required and not value):
+        raise AuthnError(
+            AuthnCode.TOKEN_NOT_POD_BOUND if where == "pod" else AuthnCode.TOKEN_CLAIMS,
+            f"kubernetes.io {where}.{name} is {_show(value)}, not text of 1 to {_MAX_NAME} characters",
+        )
+    return value

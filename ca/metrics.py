@@ -1,0 +1,76 @@
+"""Metrics of the authority. Label values come from closed sets: codes, key kinds, names of parts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mesh.obs.metrics import MetricSet, counter, gauge, histogram
+
+_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0)
+
+
+class CaMetrics(MetricSet):
+    """Everything that `/metrics` of the authority shows; docs/ca.md lists it."""
+
+    requests = counter("gatehouse_ca_csr_total", "Requests for a certificate, whatever became of them.")
+    issued = counter(
+        "gatehouse_ca_certificates_issued_total", "Certificates that were issued.", labels=("key_kind",)
+    )
+    refused = counter(
+        "gatehouse_ca_refused_total",
+        "Requests that were refused, by reason code and category.",
+        labels=("code", "category"),
+    )
+    hostile = counter(
+        "gatehouse_ca_hostile_total",
+        "Refusals that no honest client causes, by reason code.",
+        labels=("code",),
+    )
+    authentication_failures = counter(
+        "gatehouse_ca_authentication_failures_total", "Credentials that were refused.", labels=("code",)
+    )
+    csr_errors = counter(
+        "gatehouse_ca_csr_parsing_errors_total", "Certificate requests that were refused.", labels=("code",)
+    )
+    sign_errors = counter(
+        "gatehouse_ca_csr_sign_errors_total", "Certificates that could not be issued.", labels=("code",)
+    )
+    authenticated = counter(
+        "gatehouse_ca_authenticated_total",
+        "Callers that were identified, by kind of credential.",
+        labels=("method",),
+    )
+    shed = counter("gatehouse_ca_shed_total", "Requests that a limit refused.", labels=("limit",))
+    key_reuse = counter(
+        "gatehouse_ca_key_reuse_total", "Certificates issued again for a public key of the same identity."
+    )
+    duration = histogram(
+        "gatehouse_ca_request_duration_seconds",
+        "Time from the start of the work on a request to its answer.",
+        buckets=_SECONDS,
+        labels=("outcome",),
+    )
+    queue = histogram(
+        "gatehouse_ca_queue_duration_seconds", "Time that requests waited for a thread.", buckets=_SECONDS
+    )
+    in_flight = gauge("gatehouse_ca_in_flight_requests", "Requests that are worked on now.")
+    callers = gauge("gatehouse_ca_limited_callers", "Callers that the limiter remembers.")
+    reloads = counter(
+        "gatehouse_ca_reloads_total",
+        "Times that files were read again after a change.",
+        labels=("part", "result"),
+    )
+    root_expiry = gauge(
+        "gatehouse_ca_root_cert_expiry_timestamp_seconds", "When the first of the roots ends, Unix time."
+    )
+    root_left = gauge("gatehouse_ca_root_cert_expiry_seconds", "Life that the first of the roots has left.")
+    chain_expiry = gauge(
+        "gatehouse_ca_cert_chain_expiry_timestamp_seconds", "When the signing chain ends, Unix time."
+    )
+    chain_left = gauge("gatehouse_ca_cert_chain_expiry_seconds", "Life that the signing chain has left.")
+    serving_left = gauge(
+        "gatehouse_ca_serving_cert_expiry_seconds", "Life that the serving certificate has left."
+    )
+    bundle_roots = gauge("gatehouse_ca_bundle_roots", "Roots in the trust bundle.")
+    token_keys = gauge("gatehouse_ca_token_keys", "Public keys that verify tokens.")
+    ready = gauge("gatehouse_ca_ready", "1 when the authority is ready to issue, else 0.")

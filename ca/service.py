@@ -1,0 +1,172 @@
+"""Issuing a certificate, as a use case without a transport.
+
+authenticate -> limit -> check the request -> prove the key -> prepare -> sign -> audit
+
+Every request ends in exactly one audit line and one count, whether it got a certificate or not.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from ca.audit import Audit
+from ca.authn import HOSTILE as HOSTILE_CREDENTIALS
+from ca.authn import AuthnError, Caller, Presented
+from ca.core import csr
+from ca.core.authority import Authority, IssueCode, IssuedSvid
+from ca.core.csr import HOSTILE as HOSTILE_CSRS
+from ca.core.csr import CsrError
+from ca.limits import Limiter, LimitError
+from ca.metrics import CaMetrics
+from ca.requests import HOSTILE as HOSTILE_REQUESTS
+from ca.requests import (
+    CertificateRequest,
+    KeyMemory,
+    RequestCode,
+    RequestError,
+    check_cluster,
+    check_metadata,
+)
+from mesh.errors import Category, MeshError
+
+HOSTILE: Final[frozenset[str]] = frozenset(
+    {*HOSTILE_CREDENTIALS, *HOSTILE_CSRS, *HOSTILE_REQUESTS, IssueCode.CA_KEY, IssueCode.IDENTITY}
+)
+"""Codes of refusals that no honest client causes."""
+
+
+class Authenticate(Protocol):
+    """What `ca.authn.Chain` does."""
+
+    def authenticate(self, presented: Presented, now: dt.datetime) -> Caller:
+        """The caller; raises AuthnError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate and whom it is for."""
+
+    svid: IssuedSvid
+    caller: Caller
+
+    def chain(self) -> tuple[str, ...]:
+        """Leaf, intermediates one by one, and the whole root bundle as the last element.
+
+        The order is what clients of the CSR API expect; they refuse fewer than two elements.
+        """
+        svid = self.svid
+        return (svid.leaf_pem, *svid.intermediates_pem, "".join(svid.roots_pem))
+
+
+class IssuanceService:
+    """The authority's one use case; safe to use from any thread.
+
+    Args:
+        authority: the authority in force; asked once for each request, it changes with the key.
+        own_keys: DER SubjectPublicKeyInfo of the keys of this process beside the signing chain (F-16).
+        clusters: names that callers may give in `clusterid`.
+    """
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticate,
+        limiter: Limiter,
+        authority: Callable[[], Authority],
+        own_keys: Callable[[], frozenset[bytes]],
+        keys: KeyMemory,
+        clusters: frozenset[str],
+        audit: Audit,
+        metrics: CaMetrics,
+    ) -> None:
+        self._authenticator = authenticator
+        self._limiter = limiter
+        self._authority = authority
+        self._own_keys = own_keys
+        self._keys = keys
+        self._clusters = clusters
+        self._audit = audit
+        self._metrics = metrics
+
+    def issue(self, request: CertificateRequest, now: dt.datetime) -> Issued:
+        """Issue a certificate for whom the credentials name.
+
+        Raises:
+            MeshError: the refusal, audited and counted. Anything else is a fault of ours, audited too.
+        """
+        started = time.perf_counter()
+        outcome = "refused"
+        caller: Caller | None = None
+        self._metrics.requests.inc()
+        try:
+            caller = self._authenticate(request, now)
+            issued = self._issue(caller, request, now)
+            outcome = "issued"
+        except MeshError as e:
+            self.refuse(e, caller, peer=request.peer)
+            raise
+        except Exception as e:
+            outcome = "failed"
+            fault = RequestError(
+                RequestCode.INTERNAL,
+                "internal error; try again later",
+                category=Category.INTERNAL,
+                private=type(e).__name__,
+            )
+            self.refuse(fault, caller, peer=request.peer)
+            raise
+        finally:
+            self._metrics.duration.labels(outcome=outcome).observe(time.perf_counter() - started)
+        return issued
+
+    def refuse(self, error: MeshError, caller: Caller | None, *, peer: str) -> None:
+        """Audit and count a refusal; transports call it for what they refuse themselves."""
+        metrics, code = self._metrics, str(error.code)
+        metrics.refused.labels(code=code, category=error.category.value).inc()
+        hostile = code in HOSTILE
+        if hostile:
+            metrics.hostile.labels(code=code).inc()
+        if isinstance(error, LimitError):
+            metrics.shed.labels(limit=code).inc()
+        elif isinstance(error, AuthnError):
+            metrics.authentication_failures.labels(code=code).inc()
+        elif isinstance(error, CsrError):
+            metrics.csr_errors.labels(code=code).inc()
+        elif error.category in {Category.INTERNAL, Category.UNAVAILABLE}:
+            metrics.sign_errors.labels(code=code).inc()
+        facts = caller.facts() if caller is not None else {}
+        self._audit.refused(error, hostile=hostile, who={**facts, "peer": peer})
+
+    def _authenticate(self, request: CertificateRequest, now: dt.datetime) -> Caller:
+        caller = self._authenticator.authenticate(request.presented, now)
+        check_cluster(request.cluster_ids, self._clusters)
+        self._metrics.authenticated.labels(method=caller.method.value).inc()
+        return caller
+
+    def _issue(self, caller: Caller, request: CertificateRequest, now: dt.datetime) -> Issued:
+        identity = caller.spiffe_id
+        with self._limiter.admit(caller.key, now):
+            authority = self._authority()
+            check_metadata(request.metadata, identity, authority.issuer.trust_domain)
+            # Refused before the key is looked at: a wrong lifetime costs nothing.
+            authority.profile.lifetime(request.validity_seconds)
+            key = csr.prove(request.csr_pem, identity, authority.profile)
+            if key.spki_der in self._own_keys():
+                raise RequestError(
+                    RequestCode.KEY_OF_AUTHORITY,
+                    "CSR: this public key is not acceptable; make a new key",
+                    private="CSR holds the public key of the authority's serving certificate",
+                )
+            prepared = authority.prepare(key, identity, request.validity_seconds, now)
+            reused = self._keys.claim(key.spki_der, identity)
+            svid = authority.sign(prepared)
+            self._audit.issued(key, svid, key_reused=reused, who={**caller.facts(), "peer": request.peer})
+        self._metrics.issued.labels(key_kind=key.kind.value).inc()
+        if reused:
+            self._metrics.key_reuse.inc()
+        return Issued(svid, caller)
