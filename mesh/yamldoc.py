@@ -229,9 +229,7 @@ class _Builder:
     def _sequence(self, event: Any, events: Iterator[Any], depth: int, spot: _Spot) -> list[Any]:
         self._check_tag(event, "seq", spot.line)
         items: list[Any] = []
-        for item in events:
-            if isinstance(item, yaml.SequenceEndEvent):
-                break
+        while not isinstance(item := next(events), yaml.SequenceEndEvent):
             value, child = self._node(item, events, depth + 1)
             spot.add(len(items), child)
             items.append(value)
@@ -240,9 +238,7 @@ class _Builder:
     def _mapping(self, event: Any, events: Iterator[Any], depth: int, spot: _Spot) -> dict[str, Any]:
         self._check_tag(event, "map", spot.line)
         fields: dict[str, Any] = {}
-        for item in events:
-            if isinstance(item, yaml.MappingEndEvent):
-                break
+        while not isinstance(item := next(events), yaml.MappingEndEvent):
             line = item.start_mark.line + 1
             key = self._key(item, line)
             if key in fields:
