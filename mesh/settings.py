@@ -159,6 +159,8 @@ def load(
     loader = _Loader(env_prefix)
     leaves = {leaf.path: leaf for leaf in _leaves(cls)}
     given = loader.from_file(file, cls) if file is not None else {}
+    if any(problem.code is SettingsCode.FILE for problem in loader.problems):
+        raise SettingsError(tuple(loader.problems))  # what else is wrong cannot be known
     given |= loader.from_env(env, leaves)
     given |= loader.from_overrides(overrides, leaves)
     result = loader.build(cls, (), given)

@@ -153,7 +153,7 @@ def allowed_text(hint: Any, bounds: Bounds) -> str:
     if item is not None:
         text = (
             "a list of mappings"
-            if dataclasses.is_dataclass(item)
+            if dataclasses.is_dataclass(item) and bounds.parse is None
             else f"a list of: {allowed_text(item, bounds)}"
         )
     elif isinstance(inner, type) and issubclass(inner, enum.Enum):
