@@ -237,7 +237,8 @@ class Session:
         changed = sub.changed(desired)
         gone = [n for n in sub.sent if n not in desired] if sub.is_root else []
         if gone and sub.type_url == CLUSTER and not self._referrers_settled():
-            gone = []  # kept until nothing refers to it
+            # Kept until nothing refers to it, unless it warms for endpoints that will never come.
+            gone = [n for n in gone if n in self._awaiting_endpoints()]
         if not changed and not gone and (sub.answered or not sub.is_root):
             return None
         if sub.waits(changed):
@@ -262,6 +263,8 @@ class Session:
             sending = {n: desired[n] for n in changed}
         for name in gone:
             sub.forget(name)
+            if sub.type_url == CLUSTER:
+                self._awaiting_endpoints().discard(name)
         nonce = self._new_nonce()
         sub.sending(nonce, tuple((n, r.version) for n, r in sending.items()))
         if sub.type_url == CLUSTER:
@@ -279,12 +282,12 @@ class Session:
         """A changed cluster warms until its endpoints come again, in both forms (P4)."""
         config = self._snapshot.config
         endpoints = config.of_type(ENDPOINT) if config is not None else {}
+        self._awaiting_endpoints().update(n for n in changed if n in endpoints)
+
+    def _awaiting_endpoints(self) -> set[str]:
+        """Clusters that were sent and whose endpoints were not sent since."""
         sub = self._subscriptions.get(ENDPOINT)
-        resend = {n for n in changed if n in endpoints}
-        if sub is None:
-            self._resend |= resend
-        else:
-            sub.resend |= resend
+        return self._resend if sub is None else sub.resend
 
     def _referrers_settled(self) -> bool:
         """True when nothing that the client holds, or is about to accept, needs a removed cluster."""
@@ -293,7 +296,7 @@ class Session:
             if sub is None:
                 continue
             desired = self._desired(sub)
-            if sub.outstanding or sub.refused or sub.changed(desired):
+            if sub.outstanding or sub.changed(desired) or not sub.refused.isdisjoint(desired):
                 return False
             if sub.is_root and any(n not in desired for n in sub.sent):
                 return False
