@@ -47,7 +47,7 @@ class Example:
     debug: bool = setting("More output.", default=False)
     tls: Tls = setting("Serving certificate.", default_factory=Tls)
     issuers: tuple[Issuer, ...] = setting("Token issuers.", default=())
-    numbers: tuple[int, ...] = setting("Numbers.", default=(1, 2))
+    numbers: tuple[int, ...] = setting("Numbers.", default_factory=lambda: (1, 2))
     domain: TrustDomain = setting("Trust domain.", default=TrustDomain("cluster.local"), parse=TrustDomain)
     domains: tuple[TrustDomain, ...] = setting("More of them.", default=(), parse=TrustDomain)
     pin: int | None = setting("A secret number.", default=None, secret=True)
