@@ -1,0 +1,91 @@
+"""What an API server can do, asked of the server itself: never guessed from a constant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mesh.errors import Category
+from mesh.kube.api import KubeApi, KubeCode, KubeError
+
+_NUMBER = re.compile(r"[0-9]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What the cluster offers.
+
+    Attributes:
+        minor: of version 1.x.
+        groups: API group -> its versions, the preferred one first.
+        cluster_trust_bundles: version of ClusterTrustBundle, empty when it is not served.
+    """
+
+    minor: int
+    groups: Mapping[str, tuple[str, ...]]
+    cluster_trust_bundles: str = ""
+
+    @property
+    def endpoint_slices(self) -> str:
+        """`v1` or `v1beta1`; empty before 1.17."""
+        return self._newest("discovery.k8s.io", ("v1", "v1beta1"))
+
+    @property
+    def native_sidecars(self) -> bool:
+        """Init containers with `restartPolicy: Always` are on by default (1.29)."""
+        return self.minor >= 29
+
+    @property
+    def match_conditions(self) -> bool:
+        """Webhook match conditions are stable (1.30)."""
+        return self.minor >= 30
+
+    @property
+    def csi_service_account_tokens(self) -> bool:
+        """`CSIDriver.spec.tokenRequests` works (1.20 behind a gate that is on from 1.21)."""
+        return self.minor >= 20
+
+    def serves(self, group: str, version: str) -> bool:
+        """True when the version of the group is served."""
+        return version in self.groups.get(group, ())
+
+    def _newest(self, group: str, wanted: tuple[str, ...]) -> str:
+        return next((v for v in wanted if self.serves(group, v)), "")
+
+
+def discover(api: KubeApi) -> Capabilities:
+    """Ask the server. A handful of requests, at start-up only.
+
+    Raises:
+        KubeError: the server did not answer, or not as an API server does.
+    """
+    version = api.get("/version")
+    minor = _NUMBER.match(str(version.get("minor", ""))) if isinstance(version, dict) else None
+    if minor is None or str(version.get("major")) != "1":
+        raise KubeError(
+            KubeCode.RESPONSE,
+            f"/version: not a Kubernetes 1.x server: {version!r:.80}",
+            category=Category.INTERNAL,
+        )
+    groups = _groups(api.get("/apis"))
+    return Capabilities(minor=int(minor[0]), groups=groups, cluster_trust_bundles=_trust_bundles(api, groups))
+
+
+def _trust_bundles(api: KubeApi, groups: Mapping[str, tuple[str, ...]]) -> str:
+    for version in ("v1", "v1beta1", "v1alpha1"):
+        if version in groups.get("certificates.k8s.io", ()):
+            listing = api.get(f"/apis/certificates.k8s.io/{version}")
+            if any(r.get("name") == "clustertrustbundles" for r in listing.get("resources") or ()):
+                return version
+    return ""
+
+
+def _groups(listing: Any) -> dict[str, tuple[str, ...]]:
+    groups = {}
+    for group in listing.get("groups") or ():
+        preferred = (group.get("preferredVersion") or {}).get("version")
+        versions = [v["version"] for v in group.get("versions") or ()]
+        groups[group["name"]] = tuple(sorted(versions, key=lambda v: v != preferred))
+    return groups
