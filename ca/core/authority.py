@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,12 +19,14 @@ from ca.core import lint
 from ca.core.csr import ProvenKey
 from ca.core.profile import Profile, SelfCheck
 from ca.core.signer import Signer
-from ca.core.template import LeafTemplate, assemble
+from ca.core.template import LeafTemplate, Shape, assemble
 from mesh.errors import Category, Code, MeshError
 from mesh.spiffe import SpiffeId, SpiffeIdError, TrustDomain
 from mesh.x509 import pem
 from mesh.x509.certs import CertFields, KeyKind, key_identifier, public_key_bits, spki_der
 from mesh.x509.verify import SvidError, check_authority, verify_svid
+
+MAX_SHAPES = 4096  # identities whose encoded extensions are kept
 
 
 class IssueCode(Code):
@@ -101,15 +104,12 @@ def _spki(der: bytes) -> bytes:
     return spki_der(x509.load_der_x509_certificate(der).public_key())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PreparedCert:
     """A linted TBSCertificate that can be signed once, by the authority that made it."""
 
     tbs: bytes = field(repr=False)
-    spiffe_id: SpiffeId
-    serial_number: int
-    not_before: dt.datetime
-    not_after: dt.datetime
+    spec: lint.LeafSpec
     _issuer: Issuer = field(repr=False)
     _ticket: list[None] = field(repr=False, compare=False)  # taken by the one call that signs
 
@@ -153,6 +153,7 @@ class Authority:
         "_linter",
         "_roots_pem",
         "_serial_number",
+        "_shape",
         "_template",
         "issuer",
         "profile",
@@ -171,7 +172,10 @@ class Authority:
         self._always = profile.self_check is SelfCheck.ALWAYS
         algorithm, name = issuer.signer.algorithm, issuer.certificate.subject
         self._template = LeafTemplate(issuer_name=name, issuer_ski=issuer.ski, signature_algorithm=algorithm)
-        self._linter = lint.Linter(issuer_name=name, signature_algorithm=algorithm)
+        self._linter = lint.Linter(
+            lint.IssuerFacts(name=name, ski=issuer.ski, algorithm=algorithm, not_after=issuer.not_after)
+        )
+        self._shape = lru_cache(maxsize=MAX_SHAPES)(self._make_shape)
         self._intermediates_pem = tuple(pem.encode_certificate(c.der) for c in issuer.chain)
         self._roots_pem = tuple(map(pem.encode_certificate, issuer.roots))
         self._probe()
@@ -194,7 +198,7 @@ class Authority:
             LintError: a fault of ours.
         """
         issuer = self.issuer
-        self._check_identity(identity)
+        shape = self._shape(identity, key.kind)
         if key.spki_der in issuer.keys:
             raise IssueError(
                 IssueCode.CA_KEY,
@@ -203,11 +207,10 @@ class Authority:
             )
         lifetime = self.profile.lifetime(requested_seconds)
         # Whole seconds, rounded down at both ends: never valid for longer than was granted.
-        now = now.astimezone(dt.UTC).replace(microsecond=0)
+        now = (now if now.tzinfo is dt.UTC else now.astimezone(dt.UTC)).replace(microsecond=0)
         self._check_issuer(now)
-        return self._prepare(
-            key, identity, now - self.profile.backdate, min(now + lifetime, issuer.not_after)
-        )
+        not_after = min(now + lifetime, issuer.not_after)
+        return self._prepare(key, shape, now - self.profile.backdate, not_after)
 
     def sign(self, prepared: PreparedCert) -> IssuedSvid:
         """Sign once, and check before the bytes leave.
@@ -234,54 +237,36 @@ class Authority:
         self._linter.check_issued(der, prepared.tbs)
         if self._always and not signer.verify(signature, prepared.tbs):
             raise lint.signature_failed()
+        spec = prepared.spec
         return IssuedSvid(
             leaf_der=der,
             leaf_pem=pem.encode_certificate(der),
             intermediates_pem=self._intermediates_pem,
             roots_pem=self._roots_pem,
-            serial=f"{prepared.serial_number:x}",
-            not_before=prepared.not_before,
-            not_after=prepared.not_after,
-            spiffe_id=prepared.spiffe_id,
+            serial=f"{spec.serial_number:x}",
+            not_before=spec.not_before,
+            not_after=spec.not_after,
+            spiffe_id=spec.identity,
         )
 
     def _prepare(
-        self, key: ProvenKey, identity: SpiffeId, not_before: dt.datetime, not_after: dt.datetime
+        self, key: ProvenKey, shape: Shape, not_before: dt.datetime, not_after: dt.datetime
     ) -> PreparedCert:
-        issuer, serial = self.issuer, self._serial_number()
+        serial = self._serial_number()
         tbs = self._template.tbs(
+            shape,
             serial_number=serial,
             not_before=not_before,
             not_after=not_after,
             spki=key.spki_der,
             ski=key.key_id,
-            kind=key.kind,
-            identity=identity,
         )
-        expected = lint.Expected(
-            identity=identity,
-            serial_number=serial,
-            not_before=not_before,
-            not_after=not_after,
-            latest=issuer.not_after,
-            spki=key.spki_der,
-            ski=key.key_id,
-            kind=key.kind,
-            issuer_name=issuer.certificate.subject,
-            issuer_ski=issuer.ski,
-        )
-        self._linter.check_tbs(tbs, expected)
-        return PreparedCert(
-            tbs=tbs,
-            spiffe_id=identity,
-            serial_number=serial,
-            not_before=not_before,
-            not_after=not_after,
-            _issuer=issuer,
-            _ticket=[None],
-        )
+        spec = lint.LeafSpec(shape.identity, key, serial, not_before, not_after)
+        self._linter.check_tbs(tbs, spec, shape)
+        return PreparedCert(tbs, spec, self.issuer, [None])
 
-    def _check_identity(self, identity: SpiffeId) -> None:
+    def _make_shape(self, identity: SpiffeId, kind: KeyKind) -> Shape:
+        """Check an identity (X-16) and encode what its leaves share; cached."""
         if identity.trust_domain != self.issuer.trust_domain:
             raise IssueError(
                 IssueCode.IDENTITY,
@@ -292,6 +277,7 @@ class Authority:
             identity.service_account()
         except SpiffeIdError as e:
             raise IssueError(IssueCode.IDENTITY, e.public, category=Category.PERMISSION_DENIED) from e
+        return self._template.shape(identity, kind)
 
     def _check_issuer(self, now: dt.datetime) -> None:
         issuer = self.issuer
@@ -339,7 +325,8 @@ class Authority:
         public = ec.generate_private_key(ec.SECP256R1()).public_key()
         key = ProvenKey(spki_der(public), KeyKind.P256, key_identifier(public_key_bits(public)))
         identity = SpiffeId.for_service_account(self.issuer.trust_domain, "gatehouse", "self-check")
-        prepared = self._prepare(key, identity, start, start + dt.timedelta(seconds=1))
+        shape = self._make_shape(identity, key.kind)
+        prepared = self._prepare(key, shape, start, start + dt.timedelta(seconds=1))
         svid = self.sign(prepared)
         verify_svid(
             (svid.leaf_der, *(c.der for c in self.issuer.chain)),

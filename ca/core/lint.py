@@ -11,15 +11,14 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 
-from ca.core.template import EMPTY_NAME, SKI_BYTES, VERSION_3, assemble, validity
+from ca.core.csr import ProvenKey
+from ca.core.template import EMPTY_NAME, VERSION_3, Shape, assemble, validity
 from mesh.errors import Category, Code, MeshError
 from mesh.spiffe import SpiffeId
 from mesh.x509.certs import CLIENT_AUTH, SERVER_AUTH, CertError, CertFields, KeyKind, read_certificate
 from mesh.x509.verify import SvidError, check_leaf
 
-MIN_SERIAL_BITS = 64
 MAX_SERIAL_BITS = 159
-MAX_SHAPES = 8192
 _EKU = frozenset({SERVER_AUTH, CLIENT_AUTH})
 
 
@@ -41,24 +40,36 @@ class LintError(MeshError):
     """A certificate that must not leave the authority."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
-    """What a leaf must say.
+@dataclass(frozen=True, slots=True)
+class LeafSpec:
+    """What one leaf must say, beside what its issuer and its identity decide.
 
     Attributes:
-        latest: NotAfter of the issuer: nothing that it signs outlives it (X-13).
+        not_before: UTC, whole seconds; so is `not_after`.
     """
 
     identity: SpiffeId
+    key: ProvenKey
     serial_number: int
     not_before: dt.datetime
     not_after: dt.datetime
-    latest: dt.datetime
-    spki: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuerFacts:
+    """What every leaf of an issuer must say.
+
+    Attributes:
+        name: DER of the issuer's subject.
+        ski: its subject key identifier.
+        algorithm: DER AlgorithmIdentifier of its signatures.
+        not_after: no leaf outlives it (X-13).
+    """
+
+    name: bytes
     ski: bytes
-    kind: KeyKind
-    issuer_name: bytes
-    issuer_ski: bytes
+    algorithm: bytes
+    not_after: dt.datetime
 
 
 def _fail(code: LintCode, message: str) -> LintError:
@@ -70,60 +81,56 @@ def _fail(code: LintCode, message: str) -> LintError:
     )
 
 
-def check_numbers(expected: Expected) -> None:
-    """Serial number and times, whatever the encoding (X-13, X-14).
-
-    Raises:
-        LintError: serial not positive or of a wrong size, or times out of order.
-    """
-    if expected.serial_number <= 0 or expected.serial_number.bit_length() > MAX_SERIAL_BITS:
-        raise _fail(LintCode.SERIAL, f"serial must be positive with at most {MAX_SERIAL_BITS} bits")
-    if not expected.not_before < expected.not_after <= expected.latest:
-        raise _fail(
-            LintCode.VALIDITY,
-            f"validity {expected.not_before} to {expected.not_after}, issuer ends {expected.latest}",
-        )
-
-
-def check_leaf_certificate(der: bytes, expected: Expected) -> CertFields:
+def check_leaf_certificate(der: bytes, spec: LeafSpec, issuer: IssuerFacts) -> CertFields:
     """Parse a leaf and compare every field (X-01 to X-16).
 
     Raises:
         LintError: with the first field that differs.
     """
-    check_numbers(expected)
     try:
         leaf = read_certificate(der)
         found = check_leaf(leaf)
     except (CertError, SvidError) as e:
         raise _fail(LintCode.STRUCTURE, e.private) from e
-    if found != expected.identity or leaf.uris != (str(expected.identity),) or leaf.other_sans:
-        raise _fail(LintCode.IDENTITY, f"leaf is for {leaf.uris}, asked was {expected.identity}")
-    if leaf.serial_number != expected.serial_number:
+    _check_numbers(spec, issuer)
+    if found != spec.identity or leaf.uris != (str(spec.identity),) or leaf.other_sans:
+        raise _fail(LintCode.IDENTITY, f"leaf is for {leaf.uris}, asked was {spec.identity}")
+    if leaf.serial_number != spec.serial_number:
         raise _fail(LintCode.SERIAL, "serial differs from the one drawn")
-    if (leaf.not_before, leaf.not_after) != (expected.not_before, expected.not_after):
+    if (leaf.not_before, leaf.not_after) != (spec.not_before, spec.not_after):
         raise _fail(LintCode.VALIDITY, f"validity {leaf.not_before} to {leaf.not_after} was not asked for")
     if not leaf.subject_empty:
         raise _fail(LintCode.SUBJECT, "subject is not empty")
-    if leaf.issuer != expected.issuer_name:
+    if leaf.issuer != issuer.name:
         raise _fail(LintCode.ISSUER, "issuer is not the signing certificate's subject")
-    if leaf.spki != expected.spki:
+    if leaf.spki != spec.key.spki_der:
         raise _fail(LintCode.PUBLIC_KEY, "public key is not the one that was proved")
-    _check_extensions(leaf, expected)
+    _check_extensions(leaf, spec.key, issuer)
     return leaf
 
 
-def _check_extensions(leaf: CertFields, expected: Expected) -> None:
+def _check_numbers(spec: LeafSpec, issuer: IssuerFacts) -> None:
+    """Serial number and times, whatever their encoding (X-13, X-14)."""
+    if spec.serial_number <= 0 or spec.serial_number.bit_length() > MAX_SERIAL_BITS:
+        raise _fail(LintCode.SERIAL, f"serial must be positive with at most {MAX_SERIAL_BITS} bits")
+    if not spec.not_before < spec.not_after <= issuer.not_after:
+        raise _fail(
+            LintCode.VALIDITY,
+            f"validity {spec.not_before} to {spec.not_after}, issuer ends {issuer.not_after}",
+        )
+
+
+def _check_extensions(leaf: CertFields, key: ProvenKey, issuer: IssuerFacts) -> None:
     usage = leaf.key_usage
     good = (
         leaf.ca is False
         and leaf.ca_critical
         and leaf.san_critical
         and leaf.eku == _EKU
-        and leaf.ski == expected.ski
-        and leaf.aki == expected.issuer_ski
+        and leaf.ski == key.key_id
+        and leaf.aki == issuer.ski
         and usage is not None
-        and usage.key_encipherment is (expected.kind is KeyKind.RSA)
+        and usage.key_encipherment is (key.kind is KeyKind.RSA)
         and not (usage.content_commitment or usage.data_encipherment or usage.key_agreement)
     )
     if not good:
@@ -131,48 +138,48 @@ def _check_extensions(leaf: CertFields, expected: Expected) -> None:
 
 
 class Linter:
-    """Lints the leaves of one issuer.
+    """Lints the leaves of one issuer."""
 
-    Args:
-        issuer_name: DER of the issuer's subject.
-        signature_algorithm: DER AlgorithmIdentifier of the issuer.
-    """
+    __slots__ = ("_after_serial", "_issuer", "_signature_head")
 
-    __slots__ = ("_after_serial", "_algorithm", "_passed")
+    def __init__(self, issuer: IssuerFacts) -> None:
+        self._issuer = issuer
+        self._after_serial = issuer.algorithm + issuer.name
+        self._signature_head = issuer.algorithm + b"\x03"
 
-    def __init__(self, *, issuer_name: bytes, signature_algorithm: bytes) -> None:
-        self._algorithm = signature_algorithm
-        self._after_serial = signature_algorithm + issuer_name
-        self._passed: set[tuple[SpiffeId, KeyKind, bytes]] = set()
-
-    def check_tbs(self, tbs: bytes, expected: Expected) -> None:
+    def check_tbs(self, tbs: bytes, spec: LeafSpec, shape: Shape) -> None:
         """Check what is about to be signed.
+
+        Args:
+            tbs: TBSCertificate.
+            spec: what it must say.
+            shape: what its extensions must be. The first certificate of a shape is parsed and checked
+                in full; from then on the same bytes are known to be right.
 
         Raises:
             LintError: with the first field that differs.
         """
-        check_numbers(expected)
+        _check_numbers(spec, self._issuer)
+        key = spec.key
         start = _header(tbs, 0, 0x30)
-        if _end(tbs, 0) != len(tbs) or not tbs.startswith(VERSION_3, start):
+        if not tbs.startswith(VERSION_3, start) or _end(tbs, 0) != len(tbs):
             raise _fail(LintCode.STRUCTURE, "TBSCertificate is not one sequence of version 3")
         serial = start + len(VERSION_3)
         at = _end(tbs, serial)
-        if int.from_bytes(tbs[_header(tbs, serial, 0x02) : at], "big", signed=True) != expected.serial_number:
+        if int.from_bytes(tbs[_header(tbs, serial, 0x02) : at], "big", signed=True) != spec.serial_number:
             raise _fail(LintCode.SERIAL, "serial differs from the one drawn")
         at = _skip(tbs, at, self._after_serial, LintCode.ISSUER)
-        at = _skip(tbs, at, validity(expected.not_before, expected.not_after), LintCode.VALIDITY)
+        at = _skip(tbs, at, validity(spec.not_before, spec.not_after), LintCode.VALIDITY)
         at = _skip(tbs, at, EMPTY_NAME, LintCode.SUBJECT)
-        at = _skip(tbs, at, expected.spki, LintCode.PUBLIC_KEY)
-        if not tbs.endswith(expected.ski) or len(expected.ski) != SKI_BYTES:
+        at = _skip(tbs, at, key.spki_der, LintCode.PUBLIC_KEY)
+        at = _skip(tbs, at, shape.extensions, LintCode.EXTENSIONS)
+        if tbs[at:] != key.key_id:
             raise _fail(LintCode.EXTENSIONS, "subject key identifier is not the key's")
-        shape = (expected.identity, expected.kind, tbs[at:-SKI_BYTES])
-        if shape in self._passed:
-            return
-        # First certificate of this shape: parse it all. The signature is not read here.
-        check_leaf_certificate(assemble(tbs, self._algorithm, b"\x00"), expected)
-        if len(self._passed) >= MAX_SHAPES:
-            self._passed.clear()
-        self._passed.add(shape)
+        if shape.identity != spec.identity or shape.kind is not key.kind:
+            raise _fail(LintCode.IDENTITY, "extensions are those of another identity or key kind")
+        if not shape.linted:  # the signature is not read here
+            check_leaf_certificate(assemble(tbs, self._issuer.algorithm, b"\x00"), spec, self._issuer)
+            shape.linted = True
 
     def check_issued(self, der: bytes, tbs: bytes) -> None:
         """Check that a certificate is the linted TBSCertificate with a signature after it.
@@ -181,7 +188,7 @@ class Linter:
             LintError: when it is not.
         """
         start = _header(der, 0, 0x30)
-        if _end(der, 0) != len(der) or not der.startswith(tbs + self._algorithm + b"\x03", start):
+        if _end(der, 0) != len(der) or not der.startswith(tbs + self._signature_head, start):
             raise _fail(LintCode.STRUCTURE, "certificate is not the linted TBSCertificate, signed")
 
 

@@ -5,6 +5,7 @@ A file key today; a PKCS#11 token or a remote signer has the same three members.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
@@ -62,7 +63,7 @@ class KeySigner:
         SignerError: another kind of key.
     """
 
-    __slots__ = ("_key", "_public", "algorithm")
+    __slots__ = ("_sign", "_verify", "algorithm", "public_key")
 
     def __init__(self, key: SigningKey) -> None:
         public = key.public_key()
@@ -75,34 +76,40 @@ class KeySigner:
                 f" bits with e={RSA_EXPONENT}",
                 category=Category.FAILED_PRECONDITION,
             )
-        self._key = key
-        self._public = public
+        self.public_key: PublicKeyTypes = public
         self.algorithm = {KeyKind.P256: ECDSA_SHA256, KeyKind.P384: ECDSA_SHA384}.get(info.kind, RSA_SHA256)
+        self._sign, self._verify = _operations(key, info.kind)
 
     def __repr__(self) -> str:
-        return f"KeySigner({key_info(self._public).name})"
-
-    @property
-    def public_key(self) -> PublicKeyTypes:
-        """The public half."""
-        return self._public
+        return f"KeySigner({key_info(self.public_key).name})"
 
     def sign(self, data: bytes) -> bytes:
         """Signature of `data`; DER for ECDSA, PKCS #1 v1.5 for RSA."""
-        if isinstance(self._key, rsa.RSAPrivateKey):
-            return self._key.sign(data, padding.PKCS1v15(), hashes.SHA256())
-        return self._key.sign(data, _ECDSA[self.algorithm])
+        return self._sign(data)
 
     def verify(self, signature: bytes, data: bytes) -> bool:
         """True when `signature` is this key's signature of `data`."""
         try:
-            if isinstance(self._public, rsa.RSAPublicKey):
-                self._public.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
-            else:
-                self._public.verify(signature, data, _ECDSA[self.algorithm])
+            self._verify(signature, data)
         except InvalidSignature:
             return False
         return True
 
 
-_ECDSA = {ECDSA_SHA256: ec.ECDSA(hashes.SHA256()), ECDSA_SHA384: ec.ECDSA(hashes.SHA384())}
+def _operations(
+    key: SigningKey, kind: KeyKind
+) -> tuple[Callable[[bytes], bytes], Callable[[bytes, bytes], None]]:
+    """How the key signs and verifies, chosen once."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        rsa_key, rsa_public = key, key.public_key()
+        pad, digest = padding.PKCS1v15(), hashes.SHA256()
+        return (
+            lambda data: rsa_key.sign(data, pad, digest),
+            lambda signature, data: rsa_public.verify(signature, data, pad, digest),
+        )
+    ec_key, ec_public = key, key.public_key()
+    ecdsa = ec.ECDSA(hashes.SHA384() if kind is KeyKind.P384 else hashes.SHA256())
+    return (
+        lambda data: ec_key.sign(data, ecdsa),
+        lambda signature, data: ec_public.verify(signature, data, ecdsa),
+    )

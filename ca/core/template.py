@@ -87,6 +87,23 @@ def san_value(identity: SpiffeId) -> bytes:
     return tlv(0x30, tlv(0x86, str(identity).encode("ascii")))
 
 
+class Shape:
+    """What all leaves of one identity and key kind share: their extensions.
+
+    Attributes:
+        extensions: all of them, in DER, without the 20 bytes of the subject key identifier at the end.
+        linted: set by the linter when a whole certificate with these extensions has passed.
+    """
+
+    __slots__ = ("extensions", "identity", "kind", "linted")
+
+    def __init__(self, identity: SpiffeId, kind: KeyKind, extensions: bytes) -> None:
+        self.identity = identity
+        self.kind = kind
+        self.extensions = extensions
+        self.linted = False
+
+
 class LeafTemplate:
     """Leaves of one issuer.
 
@@ -96,7 +113,7 @@ class LeafTemplate:
         signature_algorithm: DER AlgorithmIdentifier that the issuer signs with.
     """
 
-    __slots__ = ("_constant", "_head", "_tail")
+    __slots__ = ("_constant", "_head")
 
     def __init__(self, *, issuer_name: bytes, issuer_ski: bytes, signature_algorithm: bytes) -> None:
         self._head = signature_algorithm + issuer_name
@@ -110,36 +127,28 @@ class LeafTemplate:
             kind: _extension(_OID_KU, key_usage(kind).public_bytes(), critical=True) + shared
             for kind in KeyKind
         }
-        self._tail = lru_cache(maxsize=4096)(self._extensions)
 
-    def _extensions(self, identity: SpiffeId, kind: KeyKind) -> bytes:
-        """The extensions up to the value of the subject key identifier, which comes last."""
+    def shape(self, identity: SpiffeId, kind: KeyKind) -> Shape:
+        """Encode the extensions of an identity's leaves. Keep the result: it is used for each leaf."""
         san = _extension(_OID_SAN, san_value(identity), critical=True)
         ski = _extension(_OID_SKI, tlv(0x04, bytes(SKI_BYTES)), critical=False)
-        return tlv(0xA3, tlv(0x30, self._constant[kind] + san + ski))[:-SKI_BYTES]
-
-    def extensions(self, identity: SpiffeId, kind: KeyKind) -> bytes:
-        """Extensions of a leaf without the 20 bytes of its key identifier, which end them.
-
-        The result depends on nothing but the arguments and the issuer: one that was linted once
-        need only be compared.
-        """
-        return self._tail(identity, kind)
+        extensions = tlv(0xA3, tlv(0x30, self._constant[kind] + san + ski))
+        return Shape(identity, kind, extensions[:-SKI_BYTES])
 
     def tbs(
         self,
+        shape: Shape,
         *,
         serial_number: int,
         not_before: dt.datetime,
         not_after: dt.datetime,
         spki: bytes,
         ski: bytes,
-        kind: KeyKind,
-        identity: SpiffeId,
     ) -> bytes:
         """TBSCertificate, to be signed.
 
         Args:
+            shape: of this template; its key kind must be the one of `spki`.
             serial_number: positive, at most 159 bits.
             not_before: UTC, whole seconds; so is `not_after`.
             spki: DER SubjectPublicKeyInfo of the subject.
@@ -155,7 +164,7 @@ class LeafTemplate:
                     validity(not_before, not_after),
                     EMPTY_NAME,
                     spki,
-                    self._tail(identity, kind),
+                    shape.extensions,
                     ski,
                 )
             ),

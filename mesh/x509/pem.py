@@ -7,7 +7,9 @@ gets exactly what the caller asked for, or a `PemError`.
 from __future__ import annotations
 
 import binascii
+import struct
 from collections.abc import Iterable
+from functools import lru_cache
 
 from mesh.errors import Code, MeshError
 
@@ -112,11 +114,18 @@ def decode_certificates(text: str, *, max_bytes: int = MAX_BUNDLE_BYTES) -> tupl
     return tuple(der for _, der in decode_bundle(text, max_bytes=max_bytes))
 
 
+@lru_cache(maxsize=256)
+def _lines(characters: int) -> struct.Struct:
+    """Cuts a text of that many characters into lines."""
+    full, rest = divmod(characters, _LINE)
+    return struct.Struct(f"{_LINE}s" * full + (f"{rest}s" if rest else ""))
+
+
 def encode(label: str, der: bytes) -> str:
     """One PEM block with lines of 64 characters and a final line feed."""
-    body = binascii.b2a_base64(der, newline=False).decode("ascii")
-    lines = "\n".join([body[i : i + _LINE] for i in range(0, len(body), _LINE)])
-    return f"{_BEGIN}{label}{_DASHES}\n{lines}\n{_END}{label}{_DASHES}\n"
+    body = binascii.b2a_base64(der, newline=False)
+    text = b"\n".join(_lines(len(body)).unpack(body)).decode("ascii")
+    return f"{_BEGIN}{label}{_DASHES}\n{text}\n{_END}{label}{_DASHES}\n"
 
 
 def encode_certificate(der: bytes) -> str:
