@@ -1,13 +1,14 @@
 """The PyPI `spiffe` client, unmodified, in a process of its own: its messages collide with ours.
 
-Prints one JSON object per line: `{"event": "svid", "id", "serial", "expires", "verified"}` at the start and after
-each update, `{"event": "failed", "error"}` when no identity can be had (tried again until it can).
+Prints one JSON object per line: `{"event": "svid", "id", "serial", "verified"}` at the start and after each
+update, `{"event": "failed", "error"}` when no identity can be had (tried again until it can).
 
     python -m tests.fakes.agent_spiffe_client unix:///path/agent.sock
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import threading
@@ -16,8 +17,8 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-
 from spiffe import WorkloadApiClient, X509Source
+from spiffe.errors import PySpiffeError
 
 
 def tell(**event: object) -> None:
@@ -29,7 +30,7 @@ def verified(context: Any) -> bool:
     svid = context.default_svid
     bundle = context.x509_bundle_set.get_bundle_for_trust_domain(svid.spiffe_id.trust_domain)
     chain: list[x509.Certificate] = list(svid.cert_chain)
-    for child, parent in zip(chain, chain[1:], strict=False):
+    for child, parent in itertools.pairwise(chain):
         child.verify_directly_issued_by(parent)
     roots = [r for r in bundle.x509_authorities if r.subject == chain[-1].issuer]
     chain[-1].verify_directly_issued_by(roots[0])
@@ -45,7 +46,7 @@ def main() -> None:
             with WorkloadApiClient(socket_path=path) as client:
                 client.fetch_x509_context()
             break
-        except Exception as error:
+        except PySpiffeError as error:
             tell(event="failed", error=f"{type(error).__name__}: {error}")
             time.sleep(0.05)
     changed = threading.Event()
