@@ -46,3 +46,10 @@ def envoy_path() -> Path:
 def golden() -> Callable[[str, Any], None]:
     """`golden("policy/x.json", data)`: equal by meaning to the file under tests/golden."""
     return check_golden
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a test needs goes into the JUnit report, where `scripts/check_skips.py` looks for it."""
+    for item in items:
+        needs = [name for name in ("envoy", "openssl") if item.get_closest_marker(name)]
+        item.user_properties += [("needs", name) for name in needs]

@@ -239,9 +239,23 @@ def test_ordinary_names_are_left_alone(text: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["token", "tokens", "key", "private_key", "privateKey", "Authorization", "authorization_header", "client_secret",
-     "JWT", "x-api-key", "db.password", "cookie", "credentials", "keyPem"],
-)  # fmt: skip
+    [
+        "token",
+        "tokens",
+        "key",
+        "private_key",
+        "privateKey",
+        "Authorization",
+        "authorization_header",
+        "client_secret",
+        "JWT",
+        "x-api-key",
+        "db.password",
+        "cookie",
+        "credentials",
+        "keyPem",
+    ],
+)
 def test_secret_names(name: str) -> None:
     assert is_secret_name(name)
     assert clean_fields({name: "x", "n": {name: ["x"]}}) == {name: REDACTED, "n": {name: REDACTED}}
