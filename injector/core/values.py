@@ -1,0 +1,108 @@
+"""Parsers of option values: text in, typed value out, or ValueError with what is allowed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+_QUANTITY = re.compile(r"(?P<number>[0-9]{1,15}(\.[0-9]{1,9})?)(?P<unit>m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
+_UNITS: dict[str | None, Decimal] = {
+    None: Decimal(1),
+    "m": Decimal("0.001"),
+    **{u: Decimal(1000) ** i for i, u in enumerate(("k", "M", "G", "T", "P", "E"), 1)},
+    **{u: Decimal(1024) ** i for i, u in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
+}
+# Reference grammar of the OCI distribution specification: host, path, tag, digest; bounded.
+_IMAGE = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9._:-]{0,253}[A-Za-z0-9])?(/[a-z0-9]+([._-]+[a-z0-9]+)*){1,8}"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
+_COMPONENTS = re.compile(r"[a-z0-9_]{1,40}:(trace|debug|info|warning|error|critical|off)")
+_LEVELS = ("trace", "debug", "info", "warning", "error", "critical", "off")
+_MAX_JSON = 32 << 10
+_PREFIXES = re.compile(r"[A-Za-z0-9_.|-]{1,100}")
+
+
+def quantity(text: str) -> str:
+    """A Kubernetes resource quantity, e.g. `100m`, `128Mi`, `0.5`; returned as it was written."""
+    if not _QUANTITY.fullmatch(text):
+        raise ValueError("expected a quantity such as 100m, 0.5, 128Mi or 1Gi")
+    return text
+
+
+def amount(text: str) -> Decimal:
+    """The number that a quantity stands for."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError("expected a quantity such as 100m, 0.5, 128Mi or 1Gi")
+    return Decimal(match["number"]) * _UNITS[match["unit"]]
+
+
+def boolean(text: str) -> bool:
+    """`true` or `false` in any case."""
+    lowered = text.strip().lower()
+    if lowered not in {"true", "false"}:
+        raise ValueError('expected "true" or "false"')
+    return lowered == "true"
+
+
+def integer(low: int, high: int) -> Any:
+    """A parser of whole numbers from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text.strip()) or not low <= int(text) <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def image(text: str) -> str:
+    """An image reference with a registry or repository path."""
+    if len(text) > 500 or not _IMAGE.fullmatch(text):
+        raise ValueError("expected an image reference such as registry.example/gatehouse/proxy:1.0")
+    return text
+
+
+def log_level(text: str) -> str:
+    """One of Envoy's log levels."""
+    if text not in _LEVELS:
+        raise ValueError(f"expected one of {', '.join(_LEVELS)}")
+    return text
+
+
+def component_levels(text: str) -> str:
+    """Levels by Envoy component: `upstream:debug,connection:trace`."""
+    items = [item.strip() for item in text.split(",")]
+    if len(items) > 40 or not all(_COMPONENTS.fullmatch(item) for item in items):
+        raise ValueError("expected a list such as upstream:debug,connection:trace")
+    return ",".join(items)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """A comma list of statistics prefixes or suffixes."""
+    items = tuple(item.strip() for item in text.split(",") if item.strip())
+    if len(items) > 64 or not all(_PREFIXES.fullmatch(item) for item in items):
+        raise ValueError("expected a comma list of names (letters, digits, _ . | -), at most 64")
+    return items
+
+
+def named_objects(text: str) -> Mapping[str, Mapping[str, Any]]:
+    """JSON: an object of objects by name, or (as the API reference has it) a list with `name` in each."""
+    if len(text) > _MAX_JSON:
+        raise ValueError(f"expected at most {_MAX_JSON >> 10} KiB of JSON")
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON: {error}") from error
+    if isinstance(data, list) and all(isinstance(d, dict) and isinstance(d.get("name"), str) for d in data):
+        named = {d["name"]: {k: v for k, v in d.items() if k != "name"} for d in data}
+        if len(named) != len(data):
+            raise ValueError("two entries have the same name")
+        return named
+    if not isinstance(data, dict) or not all(isinstance(v, dict) for v in data.values()):
+        raise ValueError('expected an object such as {"my-volume": {...}}')
+    return data
