@@ -45,6 +45,8 @@ class MeshConfig:
         jwt_require_expiration: refuse tokens without `exp`.
         jwt_clock_skew_seconds: tolerance on `exp` and `nbf`.
         drain_seconds: how long old TCP connections live after a change of their chain.
+        max_connection_seconds: an HTTP connection is told to end at that age, so that a peer proves
+            its identity anew; 0 = never.
     """
 
     trust_domain: TrustDomain
@@ -56,6 +58,7 @@ class MeshConfig:
     jwt_require_expiration: bool = False
     jwt_clock_skew_seconds: int = 60
     drain_seconds: int = 30
+    max_connection_seconds: int = 0
 
     @property
     def trust_domains(self) -> tuple[TrustDomain, ...]:
