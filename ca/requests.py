@@ -47,22 +47,31 @@ class RequestError(MeshError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CertificateRequest:
-    """A request as any transport hands it over.
+class RequestHead:
+    """What is known of a request before its message has arrived.
 
     Attributes:
-        validity_seconds: 0 asks for the default lifetime.
-        metadata: the Struct of the request as plain data.
         cluster_ids: every value of the `clusterid` header.
         peer: address of the other side, for the audit trail.
     """
 
-    csr_pem: str = field(repr=False)
     presented: Presented
-    validity_seconds: int = 0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
     cluster_ids: Sequence[str] = ()
     peer: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateRequest:
+    """The message.
+
+    Attributes:
+        validity_seconds: 0 asks for the default lifetime.
+        metadata: the Struct of the request as plain data.
+    """
+
+    csr_pem: str = field(repr=False)
+    validity_seconds: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_cluster(cluster_ids: Sequence[str], known: frozenset[str]) -> None:

@@ -1,6 +1,6 @@
 """Issuing a certificate, as a use case without a transport.
 
-authenticate -> limit -> check the request -> prove the key -> prepare -> sign -> audit
+authenticate -> limit -> read the request -> check it -> prove the key -> prepare -> sign -> audit
 
 Every request ends in exactly one audit line and one count, whether it got a certificate or not.
 """
@@ -28,6 +28,7 @@ from ca.requests import (
     KeyMemory,
     RequestCode,
     RequestError,
+    RequestHead,
     check_cluster,
     check_metadata,
 )
@@ -70,6 +71,7 @@ class IssuanceService:
         authority: the authority in force; asked once for each request, it changes with the key.
         own_keys: DER SubjectPublicKeyInfo of the keys of this process beside the signing chain (F-16).
         clusters: names that callers may give in `clusterid`.
+        issued: told the time of every issuance, for the clock check at the next start (G-11).
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class IssuanceService:
         clusters: frozenset[str],
         audit: Audit,
         metrics: CaMetrics,
+        issued: Callable[[dt.datetime], None],
     ) -> None:
         self._authenticator = authenticator
         self._limiter = limiter
@@ -92,9 +95,15 @@ class IssuanceService:
         self._clusters = clusters
         self._audit = audit
         self._metrics = metrics
+        self._issued = issued
 
-    def issue(self, request: CertificateRequest, now: dt.datetime) -> Issued:
+    def issue(self, head: RequestHead, read: Callable[[], CertificateRequest], now: dt.datetime) -> Issued:
         """Issue a certificate for whom the credentials name.
+
+        Args:
+            head: what came with the request.
+            read: gives the message; called only for a caller that is identified and within its limits,
+                so nobody else can make the authority wait.
 
         Raises:
             MeshError: the refusal, audited and counted. Anything else is a fault of ours, audited too.
@@ -104,11 +113,11 @@ class IssuanceService:
         caller: Caller | None = None
         self._metrics.requests.inc()
         try:
-            caller = self._authenticate(request, now)
-            issued = self._issue(caller, request, now)
+            caller = self._authenticate(head, now)
+            issued = self._issue(caller, head, read, now)
             outcome = "issued"
         except MeshError as e:
-            self.refuse(e, caller, peer=request.peer)
+            self.refuse(e, caller, peer=head.peer)
             raise
         except Exception as e:
             outcome = "failed"
@@ -118,7 +127,7 @@ class IssuanceService:
                 category=Category.INTERNAL,
                 private=type(e).__name__,
             )
-            self.refuse(fault, caller, peer=request.peer)
+            self.refuse(fault, caller, peer=head.peer)
             raise
         finally:
             self._metrics.duration.labels(outcome=outcome).observe(time.perf_counter() - started)
@@ -142,15 +151,18 @@ class IssuanceService:
         facts = caller.facts() if caller is not None else {}
         self._audit.refused(error, hostile=hostile, who={**facts, "peer": peer})
 
-    def _authenticate(self, request: CertificateRequest, now: dt.datetime) -> Caller:
-        caller = self._authenticator.authenticate(request.presented, now)
-        check_cluster(request.cluster_ids, self._clusters)
+    def _authenticate(self, head: RequestHead, now: dt.datetime) -> Caller:
+        caller = self._authenticator.authenticate(head.presented, now)
+        check_cluster(head.cluster_ids, self._clusters)
         self._metrics.authenticated.labels(method=caller.method.value).inc()
         return caller
 
-    def _issue(self, caller: Caller, request: CertificateRequest, now: dt.datetime) -> Issued:
+    def _issue(
+        self, caller: Caller, head: RequestHead, read: Callable[[], CertificateRequest], now: dt.datetime
+    ) -> Issued:
         identity = caller.spiffe_id
         with self._limiter.admit(caller.key, now):
+            request = read()
             authority = self._authority()
             check_metadata(request.metadata, identity, authority.issuer.trust_domain)
             # Refused before the key is looked at: a wrong lifetime costs nothing.
@@ -165,7 +177,8 @@ class IssuanceService:
             prepared = authority.prepare(key, identity, request.validity_seconds, now)
             reused = self._keys.claim(key.spki_der, identity)
             svid = authority.sign(prepared)
-            self._audit.issued(key, svid, key_reused=reused, who={**caller.facts(), "peer": request.peer})
+            self._issued(now)
+            self._audit.issued(key, svid, key_reused=reused, who={**caller.facts(), "peer": head.peer})
         self._metrics.issued.labels(key_kind=key.kind.value).inc()
         if reused:
             self._metrics.key_reuse.inc()

@@ -103,7 +103,7 @@ class Caller:
             "pod": self.pod_name,
             "pod_uid": self.pod_uid,
             "node": self.node_name,
-            "credential_ends": self.expires.isoformat(),
+            "proved_until": self.expires.isoformat(),
         }
         return {name: value for name, value in facts.items() if value}
 
