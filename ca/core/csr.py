@@ -11,8 +11,8 @@ step runs on input that a cheap one refuses.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ca.core.profile import MAX_RSA_BITS, MIN_RSA_BITS, RSA_EXPONENT, Profile
-from ca.core.template import san_value, tlv
+from ca.core.template import header, san_value, tlv
 from mesh.errors import Code, MeshError
 from mesh.spiffe import SCHEME, SpiffeId
 from mesh.x509 import pem
@@ -58,8 +58,7 @@ class CsrError(MeshError):
     """A certificate request that is not acceptable."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProvenKey:
+class ProvenKey(NamedTuple):
     """A public key whose holder has proved possession.
 
     Attributes:
@@ -67,7 +66,7 @@ class ProvenKey:
         key_id: subject key identifier, 20 bytes.
     """
 
-    spki_der: bytes = field(repr=False)
+    spki_der: bytes
     kind: KeyKind
     key_id: bytes
 
@@ -132,6 +131,7 @@ def _decode(text: str) -> bytes:
 
 _P256_SPKI_HEAD = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200")
 _POINT_BYTES = 65
+_MAX_SIGNATURE = 72  # two INTEGERs of up to 33 bytes
 _SPKI_BYTES = len(_P256_SPKI_HEAD) + _POINT_BYTES
 _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 _VERSION_1_EMPTY_SUBJECT = bytes.fromhex("0201003000")
@@ -177,10 +177,11 @@ def _prove_canonical(der: bytes, offsets: tuple[int, int, int], policy: Profile)
     point = der[at : at + _POINT_BYTES]
     bits = end + len(_ECDSA_SHA256)
     signature = der[bits + 3 :]
-    # Canonical lengths: re-encoding the frame must give back the very bytes that came.
-    framed = tlv(0x03, b"\x00" + signature)
-    if der[bits:] != framed or der[:start] != tlv(0x30, der[start:])[:start]:
-        raise CsrError(CsrCode.MALFORMED, "CSR cannot be parsed; send a PKCS#10 request in DER")
+    # The frame must be the very one that DER gives these parts; a P-256 signature is always short.
+    if len(signature) > _MAX_SIGNATURE or der[bits : bits + 3] != bytes((0x03, len(signature) + 1, 0x00)):
+        raise _malformed()
+    if der[:start] != header(0x30, len(der) - start):
+        raise _malformed()
     try:
         ec.EllipticCurvePublicKey.from_encoded_point(_P256, point).verify(signature, der[start:end], _SHA256)
     except InvalidSignature as e:
@@ -190,6 +191,10 @@ def _prove_canonical(der: bytes, offsets: tuple[int, int, int], policy: Profile)
     key = ProvenKey(_P256_SPKI_HEAD + point, KeyKind.P256, key_identifier(point))
     _check_blocked(key, policy)
     return key
+
+
+def _malformed() -> CsrError:
+    return CsrError(CsrCode.MALFORMED, "CSR cannot be parsed; send a PKCS#10 request in DER")
 
 
 def _bad_signature() -> CsrError:

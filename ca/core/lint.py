@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ca.core.csr import ProvenKey
 from ca.core.template import EMPTY_NAME, VERSION_3, Shape, assemble, validity
@@ -40,8 +41,7 @@ class LintError(MeshError):
     """A certificate that must not leave the authority."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeafSpec:
+class LeafSpec(NamedTuple):
     """What one leaf must say, beside what its issuer and its identity decide.
 
     Attributes:
@@ -168,14 +168,19 @@ class Linter:
         at = _end(tbs, serial)
         if int.from_bytes(tbs[_header(tbs, serial, 0x02) : at], "big", signed=True) != spec.serial_number:
             raise _fail(LintCode.SERIAL, "serial differs from the one drawn")
-        at = _skip(tbs, at, self._after_serial, LintCode.ISSUER)
-        at = _skip(tbs, at, validity(spec.not_before, spec.not_after), LintCode.VALIDITY)
-        at = _skip(tbs, at, EMPTY_NAME, LintCode.SUBJECT)
-        at = _skip(tbs, at, key.spki_der, LintCode.PUBLIC_KEY)
-        at = _skip(tbs, at, shape.extensions, LintCode.EXTENSIONS)
-        if tbs[at:] != key.key_id:
-            raise _fail(LintCode.EXTENSIONS, "subject key identifier is not the key's")
-        if shape.identity != spec.identity or shape.kind is not key.kind:
+        rest = (
+            self._after_serial,
+            validity(spec.not_before, spec.not_after),
+            EMPTY_NAME,
+            key.spki_der,
+            shape.extensions,
+            key.key_id,
+        )
+        if tbs[at:] != b"".join(rest):
+            raise _first_difference(tbs, at, rest)
+        if shape.kind is not key.kind or (
+            shape.identity is not spec.identity and shape.identity != spec.identity
+        ):
             raise _fail(LintCode.IDENTITY, "extensions are those of another identity or key kind")
         if not shape.linted:  # the signature is not read here
             check_leaf_certificate(assemble(tbs, self._issuer.algorithm, b"\x00"), spec, self._issuer)
@@ -213,7 +218,18 @@ def _end(der: bytes, at: int) -> int:
     return value + int.from_bytes(der[at + 2 : value], "big")
 
 
-def _skip(der: bytes, at: int, wanted: bytes, code: LintCode) -> int:
-    if not der.startswith(wanted, at):
-        raise _fail(code, f"unexpected bytes at {at}")
-    return at + len(wanted)
+def _first_difference(tbs: bytes, at: int, rest: tuple[bytes, ...]) -> LintError:
+    """Name the field that differs; the last one when bytes follow."""
+    fields = (
+        (LintCode.ISSUER, "signature algorithm or issuer"),
+        (LintCode.VALIDITY, "validity"),
+        (LintCode.SUBJECT, "subject"),
+        (LintCode.PUBLIC_KEY, "public key"),
+        (LintCode.EXTENSIONS, "extensions"),
+        (LintCode.EXTENSIONS, "subject key identifier"),
+    )
+    for (code, name), wanted in zip(fields, rest, strict=True):
+        if not tbs.startswith(wanted, at):
+            return _fail(code, f"{name}: unexpected bytes at {at}")
+        at += len(wanted)
+    return _fail(LintCode.STRUCTURE, f"{len(tbs) - at} bytes follow the extensions")

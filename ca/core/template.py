@@ -33,13 +33,17 @@ _OID_SAN = bytes.fromhex("0603551d11")
 _UTC_TIME_ENDS = 2050  # RFC 5280 4.1.2.5
 
 
+def header(tag: int, length: int) -> bytes:
+    """Tag and length of a DER element."""
+    if length < 0x80:
+        return bytes((tag, length))
+    size = length.to_bytes((length.bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(size))) + size
+
+
 def tlv(tag: int, body: bytes) -> bytes:
     """One DER element."""
-    n = len(body)
-    if n < 0x80:
-        return bytes((tag, n)) + body
-    length = n.to_bytes((n.bit_length() + 7) // 8, "big")
-    return bytes((tag, 0x80 | len(length))) + length + body
+    return header(tag, len(body)) + body
 
 
 def integer(value: int) -> bytes:
