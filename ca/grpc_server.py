@@ -99,10 +99,7 @@ class CertificateHandler(grpc.GenericRpcHandler):
     def _create(self, arrived: float, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         head = self._head(context)
         try:
-            waited = time.monotonic() - arrived
-            self._observe_queue(waited)
-            if waited > self._queue_wait or not context.is_active():
-                self._too_late(head, waited)
+            self._check_wait(head, time.monotonic() - arrived, active=context.is_active())
             issued = self._service.issue(head, partial(self._read, messages, context), self._clock.now())
         except MeshError as e:
             self._abort(context, e)
@@ -130,12 +127,17 @@ class CertificateHandler(grpc.GenericRpcHandler):
             peer=context.peer(),
         )
 
-    def _too_late(self, head: RequestHead, waited: float) -> NoReturn:
-        error = LimitError(
-            LimitCode.QUEUE,
-            "the authority is busy; try again later",
-            dt.timedelta(seconds=min(waited, self._queue_wait)),
-        )
+    def _check_wait(self, head: RequestHead, waited: float, *, active: bool) -> None:
+        """No work for a caller that has given up, or will have."""
+        self._observe_queue(waited)
+        error: MeshError
+        if not active:
+            error = RequestError(RequestCode.GONE, "the call was cancelled", category=Category.UNAVAILABLE)
+        elif waited > self._queue_wait:
+            retry_after = dt.timedelta(seconds=self._queue_wait)
+            error = LimitError(LimitCode.QUEUE, "the authority is busy; try again later", retry_after)
+        else:
+            return
         self._service.refuse(error, None, peer=head.peer)
         raise error
 

@@ -33,6 +33,7 @@ class RequestCode(Code):
     KEY_REUSED = "key_reused"
     KEY_OF_AUTHORITY = "key_of_authority"
     LATE = "request_late"
+    GONE = "request_gone"
     INTERNAL = "internal"
 
 
