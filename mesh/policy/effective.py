@@ -51,6 +51,7 @@ class Finding:
     Attributes:
         field: path in the object, e.g. `spec.rules[0].from[1].source.principals[0]`.
         message: one sentence: what was found, what is allowed, what to do.
+        place: `file:line` of the field, where it is known; `ref.source` is that of the object.
     """
 
     code: Code
@@ -58,6 +59,12 @@ class Finding:
     ref: ObjectRef
     field: str
     message: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        place = self.place or self.ref.source
+        head = f"{place}: {self.ref}" if place else str(self.ref)
+        return f"{head}: {self.field}: {self.message} [{self.code}]"
 
 
 @dataclass(frozen=True, slots=True)
