@@ -7,7 +7,6 @@ authority needs no restart. The workload's token is read again at every attempt 
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import re
 from collections.abc import AsyncIterator
@@ -29,9 +28,10 @@ MAX_IN_FLIGHT: Final = 8
 DEADLINE: Final = 10.0
 MAX_TOKEN_BYTES: Final = 16 * 1024
 MAX_ROOT_FILE_BYTES: Final = 1 << 20
-SERVER_TIME_KEY: Final = "gatehouse-server-time"
-"""Trailer with the authority's time: RFC 3339, or seconds since the epoch."""
+SERVER_TIME_KEY: Final = "gatehouse-server-time-ms"
+"""Trailer with the authority's time: milliseconds since the epoch."""
 
+_MILLISECONDS = re.compile(r"[0-9]{1,14}")  # until the year 5138
 _TOKEN = re.compile(rb"[\x21-\x7e]+")
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", 2 * MAX_REPLY_CHARS),
@@ -248,12 +248,8 @@ def _server_time(trailers: object) -> dt.datetime | None:
     if not isinstance(trailers, (tuple, list, grpc.aio.Metadata)):
         return None
     for key, value in trailers:
-        if key == SERVER_TIME_KEY and isinstance(value, str):
-            with contextlib.suppress(ValueError, OverflowError, OSError):
-                if value.replace(".", "", 1).isdecimal():
-                    return dt.datetime.fromtimestamp(float(value), dt.UTC)
-                found = dt.datetime.fromisoformat(value)
-                return found if found.tzinfo else None
+        if key == SERVER_TIME_KEY and isinstance(value, str) and _MILLISECONDS.fullmatch(value):
+            return dt.datetime.fromtimestamp(int(value) / 1000, dt.UTC)
     return None
 
 
