@@ -308,8 +308,8 @@ INJECT, STATUS, OVERRIDES = _SIDECAR + "inject", _SIDECAR + "status", "proxy.ist
 _OURS = (_SIDECAR, _TRAFFIC, _READINESS, "status.sidecar.istio.io/", "proxy.istio.io/", "inject.istio.io/")
 _WRITTEN = frozenset({INJECT, STATUS, OVERRIDES})
 _REFUSED: Mapping[str, str] = {
-    "inject.istio.io/templates": "templates are not supported; set options or declare a container istio-proxy",
-    "proxy.istio.io/config": "proxy configuration as YAML is not supported; use sidecar.istio.io/* options",
+    "proxy.istio.io/config": "configuration as YAML is not supported; set sidecar.istio.io/ options",
+    "proxy.istio.io/config": "configuration as YAML is not supported; set sidecar.istio.io/ options",
     _SIDECAR + "bootstrapOverride": "the bootstrap cannot be overridden: it is the pod's security boundary",
     _SIDECAR + "capNetBindService": "not needed: the proxy binds no port below 1024",
     _SIDECAR + "proxyImageType": "there is one image type; use sidecar.istio.io/proxyImage",
