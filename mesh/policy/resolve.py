@@ -29,9 +29,12 @@ from mesh.policy.effective import (
     TransportPolicy,
 )
 from mesh.policy.model import Action, AuthorizationPolicy, JwtRule, PeerAuthentication, RequestAuthentication
+from mesh.policy.peers import identity_only_peers
 from mesh.policy.policyset import PolicySet
 from mesh.policy.remarks import access_findings
 from mesh.topology import Workload
+
+__all__ = ["PolicySet", "identity_only_peers", "resolve", "resolve_transport"]
 
 DEFAULT_MODE: Final = MtlsMode.PERMISSIVE
 _Entry = tuple[int, AuthorizationPolicy]
