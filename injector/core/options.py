@@ -308,7 +308,7 @@ INJECT, STATUS, OVERRIDES = _SIDECAR + "inject", _SIDECAR + "status", "proxy.ist
 _OURS = (_SIDECAR, _TRAFFIC, _READINESS, "status.sidecar.istio.io/", "proxy.istio.io/", "inject.istio.io/")
 _WRITTEN = frozenset({INJECT, STATUS, OVERRIDES})
 _REFUSED: Mapping[str, str] = {
-    "proxy.istio.io/config": "configuration as YAML is not supported; set sidecar.istio.io/ options",
+    "inject.istio.io/templates": "templates are not supported; set options or declare istio-proxy",
     "proxy.istio.io/config": "configuration as YAML is not supported; set sidecar.istio.io/ options",
     _SIDECAR + "bootstrapOverride": "the bootstrap cannot be overridden: it is the pod's security boundary",
     _SIDECAR + "capNetBindService": "not needed: the proxy binds no port below 1024",
