@@ -343,7 +343,7 @@ def _server(streams: Streams, clock: Clock) -> grpc.aio.Server:
         options=[
             ("grpc.max_receive_message_length", _MAX_MESSAGE),
             ("grpc.max_concurrent_streams", streams.limits.streams + _SPARE_CALLS),
-            # Envoy pings each 10 s; by default a third ping within 5 minutes without data ends the connection.
+            # Envoy pings each 10 s; the default takes three idle pings in 5 minutes as an attack.
             ("grpc.http2.max_ping_strikes", 0),
         ],
         maximum_concurrent_rpcs=streams.limits.streams + _SPARE_CALLS,

@@ -171,10 +171,9 @@ async def _both(streams: Streams, context: Context, session: SotwSession | Delta
                 await context.write(response.encode())
 
     async def push() -> None:
-        revision = streams.watch.snapshot.revision
         while True:
-            snapshot = await streams.watch.changed(revision)
-            revision = snapshot.revision
+            # The session's own revision: what was published since it was made must not be missed.
+            await streams.watch.changed(session.revision)
             await write(lambda: session.on_snapshot(streams.watch.snapshot))
 
     async with asyncio.TaskGroup() as tasks:

@@ -110,6 +110,11 @@ class Session:
         self.node_id = ""
         """Who the first request said that it is (S-01); a label for logs, never an identity."""
 
+    @property
+    def revision(self) -> int:
+        """Revision of the snapshot that the client is being told about."""
+        return self._snapshot.revision
+
     # --- input ----------------------------------------------------------------------------------
 
     def on_snapshot(self, snapshot: WorkloadSnapshot) -> list[Response]:

@@ -265,4 +265,4 @@ async def test_refused_key_keeps_the_old_secret_and_is_not_sent_again(form: str)
         assert await web.presented() == serial(good)
         await web.presents(serial(publish(web.cache, identity(ca))))
         assert len(web.events.nacks) == 1
-        assert web.cache.status()[SECRET, SDS_SVID].refused is None
+        await web.until("accepted", lambda: web.cache.status()[SECRET, SDS_SVID].refused is None)
