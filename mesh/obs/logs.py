@@ -20,6 +20,7 @@ import orjson
 from mesh.obs.redact import clean, clean_fields
 
 LEVELS: Final = ("debug", "info", "warning", "error")
+_OWN = ("ca", "examples", "injector", "mesh", "meshctl", "nodeagent")
 _FIELDS = "gatehouse_fields"
 _MAX_TRACEBACK_FRAMES = 30
 _ESCAPED = re.compile(r"[\x00-\x1f]")
@@ -108,7 +109,7 @@ def configure(
             old.close()
     root.addHandler(handler)
     root.setLevel(logging.INFO if level == "debug" else logging.WARNING)
-    for own in ("ca", "examples", "injector", "mesh", "meshctl", "nodeagent"):
+    for own in _OWN:
         logging.getLogger(own).setLevel(level.upper())
 
 
@@ -116,7 +117,7 @@ def gunicorn_config(*, service: str, level: str = "info") -> dict[str, Any]:
     """A `logconfig_dict` for gunicorn, which replaces all handlers when it starts."""
     loggers = {
         name: {"level": level.upper(), "handlers": [], "propagate": True}
-        for name in ("gunicorn.error", "gunicorn.access")
+        for name in ("gunicorn.error", "gunicorn.access", *_OWN)
     }
     return {
         "version": 1,

@@ -110,7 +110,9 @@ def test_handlers_of_libraries_are_removed(out: io.StringIO) -> None:
 def test_gunicorn_gets_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
     logging.config.dictConfig(logs.gunicorn_config(service="ca"))
     logging.getLogger("gunicorn.access").info("GET %s", "/bundle")
-    line = json.loads(capsys.readouterr().err)
+    logs.logger("ca.http_server").info("bundle served")
+    line, own = (json.loads(text) for text in capsys.readouterr().err.splitlines())
+    assert own["msg"] == "bundle served"
     assert (line["service"], line["logger"], line["msg"]) == ("ca", "gunicorn.access", "GET /bundle")
 
 
