@@ -69,6 +69,7 @@ class RotatorStatus:
     spiffe_id: str
     state: str
     serial: str = ""
+    not_before: dt.datetime | None = None
     not_after: dt.datetime | None = None
     renew_at: dt.datetime | None = None
     failures: int = 0
@@ -160,6 +161,7 @@ class Rotator:
             spiffe_id=str(self.spiffe_id),
             state=state,
             serial=svid.serial if svid else "",
+            not_before=plan.not_before if plan else None,
             not_after=plan.not_after if plan else None,
             renew_at=plan.renew_at if plan else None,
             failures=self._rotation.backoff.failures,

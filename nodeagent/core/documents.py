@@ -380,7 +380,7 @@ def _endpoint(item: Fields, namespace: str, *, external: bool) -> tuple[Any, End
 
 
 def _key_set(metadata: Fields, spec: Fields) -> KeySetSpec | None:
-    metadata.only("namespace", "name", "labels", "annotations")
+    metadata.only("name", "labels", "annotations")
     spec.only("issuer", "jwksUri", "file")
     spec.required("jwksUri", "policies name the key set by it")
     spec.required("file", "the JSON Web Key Set, relative to this file")

@@ -257,9 +257,10 @@ def findings_of(problems: Iterable[Problem], document: Document, ref: ObjectRef)
         Finding(
             p.code,
             Severity.ERROR,
-            ObjectRef(ref.kind, ref.namespace, ref.name, source=document.where(p.path)),
+            ObjectRef(ref.kind, ref.namespace, ref.name, source=document.where()),
             format_path(p.path),
             p.message,
+            document.where(p.path),
         )
         for p in problems
     )

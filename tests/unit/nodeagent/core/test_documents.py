@@ -294,7 +294,7 @@ def test_refusals_name_file_line_and_field(
     (hit,) = hits[:1]
     assert hit.severity is Severity.ERROR
     assert code is None or hit.code is code
-    assert hit.ref.source == f"demo.yaml:{line}"
+    assert hit.place == f"demo.yaml:{line}"
     assert hit.field
 
 

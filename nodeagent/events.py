@@ -1,0 +1,60 @@
+"""What the discovery streams report, as metrics and log lines."""
+
+from __future__ import annotations
+
+from mesh.obs.logs import logger
+from nodeagent.metrics import AgentMetrics
+
+_log = logger("nodeagent.streams")
+
+
+def short_type(type_url: str) -> str:
+    """The message name of a type URL, e.g. `Listener`."""
+    return type_url.rpartition(".")[2][:40] or "none"
+
+
+class AgentEvents:
+    """Implements `nodeagent.core.subscriptions.SessionEvents`."""
+
+    def __init__(self, metrics: AgentMetrics) -> None:
+        self._metrics = metrics
+
+    def on_stream_open(self, workload: str, service: str) -> None:
+        """Count the stream."""
+        self._metrics.streams.labels(api=service).inc()
+        _log.debug("stream opened", workload=workload, api=service)
+
+    def on_stream_close(self, workload: str, service: str, reason: str) -> None:
+        """Count it out."""
+        if reason != "socket_too_many_streams":  # such a stream was never counted in
+            self._metrics.streams.labels(api=service).dec()
+        _log.debug("stream closed", workload=workload, api=service, reason=reason)
+
+    def on_ack(self, workload: str, type_url: str, names: tuple[str, ...]) -> None:
+        """Nothing: the status book knows."""
+
+    def on_nack(self, workload: str, type_url: str, names: tuple[str, ...], message: str) -> None:
+        """A proxy refused resources: our rendering was wrong, somebody must look."""
+        self._metrics.nacks.labels(type=short_type(type_url)).inc(max(len(names), 1))
+        _log.error(
+            "the proxy refused resources",
+            workload=workload,
+            type=short_type(type_url),
+            names=names[:10],
+            detail=message[:1000],
+        )
+
+    def on_unauthorised(self, workload: str, type_url: str, name: str) -> None:
+        """Someone on this socket asked for another identity (F-71)."""
+        _log.warning(
+            "asked for another identity's resource",
+            workload=workload,
+            type=short_type(type_url),
+            resource=name[:200],
+        )
+
+    def on_unknown(self, workload: str, type_url: str, name: str) -> None:
+        """A name that is never served (S-14)."""
+        _log.debug(
+            "asked for an unknown resource", workload=workload, type=short_type(type_url), resource=name[:200]
+        )
