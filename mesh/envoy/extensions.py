@@ -20,7 +20,7 @@ from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb
 
 from mesh.envoy import messages as m
 from mesh.envoy.authn import jwt_authn
-from mesh.envoy.cache import Context
+from mesh.envoy.cache import Context, RenderCache
 from mesh.envoy.rbac import never_policy, policy
 from mesh.envoy.resources import EXTENSION_CONFIG, Resource
 from mesh.policy.effective import EffectivePolicy, Rule, RuleSets
@@ -51,9 +51,8 @@ _NETWORK_RBAC: Final = "envoy.filters.network.rbac"
 
 def http_policy(policies: EffectivePolicy, context: Context) -> list[Resource]:
     """The four resources of a workload, in `HTTP_FILTERS` order."""
-    jwt = context.cache.by_identity(
-        ("jwt", context.mesh),
-        policies.jwt,
+    jwt = context.cache.by_value(
+        ("jwt", policies.jwt, context.mesh),
         lambda: _resource(JWT, jwt_authn(policies.jwt, context.mesh)),
     )
     rules = context.cache.by_identity(
@@ -128,13 +127,20 @@ def _rbac(action: Any, rules: tuple[Rule, ...], context: Context, *, http: bool)
     trust_domains = context.mesh.trust_domains
     kind = ("rule", trust_domains, http)
     parts = [
-        context.cache.by_identity(kind, rule, partial(_rule, rule, trust_domains, http)) for rule in rules
+        context.cache.by_identity(kind, rule, partial(_rule, rule, trust_domains, http, context.cache))
+        for rule in rules
     ]
     found = rbac_pb2.RBAC.FromString(b"".join(parts))
     found.action = action
     return found
 
 
-def _rule(rule: Rule, trust_domains: tuple[TrustDomain, ...], http: bool) -> bytes:
-    compiled = policy(rule.principal, rule.permission, trust_domains, http=http)
-    return m.encode(rbac_pb2.RBAC(policies={rule.key: compiled}))
+def _rule(rule: Rule, trust_domains: tuple[TrustDomain, ...], http: bool, cache: RenderCache) -> bytes:
+    """Bytes of one rule; an equal rule may have been compiled again since."""
+
+    def build() -> bytes:
+        compiled = policy(rule.principal, rule.permission, trust_domains, http=http)
+        return m.encode(rbac_pb2.RBAC(policies={rule.key: compiled}))
+
+    key = ("rule-value", rule.key, rule.principal, rule.permission, trust_domains, http)
+    return cache.by_value(key, build)

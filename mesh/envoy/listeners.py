@@ -6,7 +6,7 @@ important as what it has: plaintext to a STRICT port matches no chain, and there
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from envoy.config.core.v3 import base_pb2
@@ -20,6 +20,8 @@ from mesh.envoy.cache import Context
 from mesh.envoy.extensions import network_policy
 from mesh.envoy.resources import LISTENER, Resource
 from mesh.policy.effective import MtlsMode, RuleSets
+from mesh.policy.peers import identity_only_peers
+from mesh.policy.predicates import StringMatch
 from mesh.topology import AppProtocol, EgressListener, SocketAddress, WorkloadPort
 
 SNIFF_SECONDS: Final = 1
@@ -33,7 +35,7 @@ HANDSHAKE_SECONDS: Final = 15
 
 TLS_INSPECTOR: Final = "envoy.filters.listener.tls_inspector"
 HTTP_INSPECTOR: Final = "envoy.filters.listener.http_inspector"
-_SNIFFED_HTTP: Final = ("http/1.0", "http/1.1", "h2c")
+SNIFFED_HTTP: Final = ("http/1.0", "http/1.1", "h2c")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +76,13 @@ CHAINS: Final[dict[tuple[MtlsMode, str], tuple[Chain, ...]]] = {
     (MtlsMode.PERMISSIVE, "auto"): (
         _tls("mtls-http", tls.ALPN_MESH_HTTP, http=True),
         _tls("mtls-tcp", tls.ALPN_MESH_TCP, http=False),
-        _raw("http", _SNIFFED_HTTP, http=True),
+        _raw("http", SNIFFED_HTTP, http=True),
         _raw("tcp", http=False),
         _OWN_TLS,
     ),
     (MtlsMode.DISABLE, "http"): (_raw("http", http=True),),
     (MtlsMode.DISABLE, "tcp"): (_raw("tcp", http=False),),
-    (MtlsMode.DISABLE, "auto"): (_raw("http", _SNIFFED_HTTP, http=True), _raw("tcp", http=False)),
+    (MtlsMode.DISABLE, "auto"): (_raw("http", SNIFFED_HTTP, http=True), _raw("tcp", http=False)),
 }
 
 
@@ -92,7 +94,9 @@ class InboundPort:
         kind: `http`, `tcp` or `auto`: the column of the table.
         cluster: where allowed traffic goes.
         rules: for bare connections; those of requests come by ECDS.
-        match: a destination port to match, or 0 for any.
+        number: workload port, or 0 for any.
+        match: the chains must look at the destination port: the listener has several.
+        peers: when rules on bare connections only ask who calls, those who may; else None.
     """
 
     label: str
@@ -100,12 +104,19 @@ class InboundPort:
     mode: MtlsMode
     cluster: str
     rules: RuleSets
-    match: int = 0
+    number: int = 0
+    match: bool = False
+    peers: tuple[StringMatch, ...] | None = None
 
     @property
     def chains(self) -> tuple[Chain, ...]:
-        """Rows of the table for this port."""
-        return CHAINS[self.mode, self.kind]
+        """Rows of the table for this port.
+
+        Where only certain identities may connect, plaintext never may. Its chain is left out: rules are
+        asked at the first byte of the client, and a server that speaks first would have spoken.
+        """
+        rows = CHAINS[self.mode, self.kind]
+        return rows if self.peers is None else tuple(row for row in rows if row.mtls or row.http)
 
     @property
     def sniffs_tls(self) -> bool:
@@ -127,7 +138,15 @@ def column(protocol: AppProtocol, *, server_first: bool = False) -> str:
 
 def inbound_chains(port: InboundPort, context: Context) -> list[Any]:
     """The filter chains of a port."""
-    return [_chain(port, chain, context) for chain in port.chains]
+    found = _with_peers(port, context)
+    return [_chain(found, chain, context) for chain in found.chains]
+
+
+def _with_peers(port: InboundPort, context: Context) -> InboundPort:
+    """The port with the identities that a handshake can demand; port 0 stands for many, which may differ."""
+    if port.kind == "http" or not port.sniffs_tls or not port.number:
+        return port
+    return replace(port, peers=identity_only_peers(port.rules, port.number, context.mesh.trust_domains))
 
 
 def _chain(port: InboundPort, chain: Chain, context: Context) -> Any:
@@ -137,10 +156,14 @@ def _chain(port: InboundPort, chain: Chain, context: Context) -> Any:
         transport_protocol=chain.transport, application_protocols=chain.alpn
     )
     if port.match:
-        match.destination_port.value = port.match
+        match.destination_port.value = port.number
     found = listener_components_pb2.FilterChain(name=f"{port.label}|{chain.name}", filter_chain_match=match)
     if chain.mtls:
-        found.transport_socket.CopyFrom(tls.downstream(tls.trust_domain_sans(mesh.trust_domains)))
+        if chain.http or port.peers is None:
+            sans = tls.trust_domain_sans(mesh.trust_domains)
+        else:
+            sans = tls.peer_sans(port.peers, mesh.trust_domains)
+        found.transport_socket.CopyFrom(tls.downstream(sans))
         found.transport_socket_connect_timeout.CopyFrom(m.seconds(HANDSHAKE_SECONDS))
     if chain.http:
         routing = routes.inbound(port.label, port.cluster)
@@ -168,6 +191,7 @@ def explicit_inbound(
         mode=mode,
         cluster=clusters.inbound_name(port.number),
         rules=rules,
+        number=port.number,
     )
     listener = listener_pb2.Listener(
         name=inbound.label,

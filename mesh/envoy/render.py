@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from mesh.envoy import clusters, listeners
+from mesh.envoy import clusters, listeners, redirect, routes
 from mesh.envoy.cache import Context, RenderCache
 from mesh.envoy.extensions import http_policy
 from mesh.envoy.resources import Resource, ResourceSet
 from mesh.meshconfig import MeshConfig
 from mesh.policy.effective import EffectivePolicy
-from mesh.topology import EgressListener, Service, ServicePort, SocketAddress, Workload
+from mesh.topology import EgressListener, Interception, Service, ServicePort, SocketAddress, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,9 @@ def render(proxy: ProxyInput, cache: RenderCache | None = None) -> ResourceSet:
         RenderError: when a rule or option has no Envoy form.
     """
     context = Context(proxy.mesh, cache if cache is not None else RenderCache(0))
-    return ResourceSet([*http_policy(proxy.policy, context), *_explicit(proxy, context)])
+    explicit = proxy.workload.interception is Interception.EXPLICIT
+    structure = _explicit if explicit else _redirect
+    return ResourceSet([*http_policy(proxy.policy, context), *structure(proxy, context)])
 
 
 def missing_services(proxy: ProxyInput) -> tuple[EgressListener, ...]:
@@ -90,6 +92,48 @@ def _explicit_inbound(proxy: ProxyInput, context: Context) -> Iterator[Resource]
             partial(listeners.explicit_inbound, port, address, mode, rules, context),
         )
         yield context.cache.by_value(("inbound-cluster", port), partial(clusters.inbound_cluster, port))
+
+
+def _redirect(proxy: ProxyInput, context: Context) -> Iterator[Resource]:
+    workload, mesh, rules = proxy.workload, proxy.mesh, proxy.policy.authz.tcp
+    transport = proxy.policy.transport
+    modes = (transport.mode, tuple(sorted((n, mode.value) for n, mode in transport.ports.items())))
+    yield context.cache.by_identity(
+        ("virtual-inbound", workload.ports, ":" in workload.address, modes, mesh),
+        rules,
+        lambda: redirect.virtual_inbound(workload, transport, rules, context),
+    )
+    yield redirect.virtual_outbound(workload, context)
+    for port in workload.ports:
+        yield context.cache.by_value(("inbound-cluster", port), partial(clusters.inbound_cluster, port))
+    yield clusters.blackhole()
+    yield clusters.passthrough(clusters.INBOUND_PASSTHROUGH, inbound_to=workload.address)
+    yield clusters.passthrough(clusters.PASSTHROUGH)
+    by_port: dict[int, list[Service]] = {}
+    for outbound in proxy.services:
+        for service_port in outbound.service.ports:
+            yield from _service_port(outbound, service_port, context)
+            if service_port.protocol.is_http:
+                by_port.setdefault(service_port.number, []).append(outbound.service)
+                continue
+            for address in outbound.service.addresses:
+                yield context.cache.by_identity(
+                    ("service-address", outbound.service.host, address, mesh),
+                    service_port,
+                    partial(redirect.service_address, outbound.service, service_port, address, context),
+                )
+    for number, services in by_port.items():
+        yield redirect.http_port(workload, number, context)
+        named = tuple((s.host, s.namespace, s.addresses) for s in services)
+        yield context.cache.by_value(
+            ("routes", number, named, workload.namespace, mesh.outbound_policy),
+            partial(_routes, number, services, workload.namespace, context),
+        )
+
+
+def _routes(number: int, services: list[Service], namespace: str, context: Context) -> Resource:
+    named = [(service, clusters.outbound_name(service.host, number)) for service in services]
+    return routes.captured_port(number, named, namespace, context.mesh.outbound_policy)
 
 
 def _service_port(

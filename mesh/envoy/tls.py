@@ -52,30 +52,27 @@ def trust_domain_sans(trust_domains: Iterable[TrustDomain]) -> tuple[Any, ...]:
 
 
 def peer_sans(peers: Iterable[StringMatch], trust_domains: tuple[TrustDomain, ...]) -> tuple[Any, ...]:
-    """Matchers that accept exactly the peers, of the trust domains only.
+    """Matchers that accept exactly the peers; nobody, when there are none.
 
-    Matchers of a context are ORed, so the trust domain cannot be a second one: each matcher has to
-    imply it by itself.
+    Matchers of a context are ORed, so the trust domain cannot be a second one: each has to lie in one.
 
     Args:
-        peers: comparisons with the whole SPIFFE URI.
+        peers: exact identities and prefixes of them (`mesh.policy.peers`).
         trust_domains: whose identities are accepted at all.
+
+    Raises:
+        RenderError: for a peer that reaches out of the trust domains, or another kind of comparison.
     """
-    roots = [f"{m.SPIFFE_PREFIX}{domain.name}/" for domain in trust_domains]
-    found: dict[str, Any] = {}
+    roots = tuple(f"{m.SPIFFE_PREFIX}{domain.name}/" for domain in trust_domains)
+    found = []
     for peer in peers:
-        value = peer.value
-        if peer.kind is MatchKind.EXACT:
-            if value.startswith(tuple(roots)):
-                found[f"exact:{value}"] = m.exact(value)
-        elif peer.kind is MatchKind.SUFFIX and value:
-            for root in roots:
-                found[f"suffix:{root}:{value}"] = m.safe_regex(f"{m.quoted(root)}.*{m.quoted(value)}")
-        elif value.startswith(tuple(roots)):
-            found[f"prefix:{value}"] = m.prefix(value)
-        else:  # PRESENT, or a prefix that is shorter than a trust domain's
-            found |= {f"prefix:{root}": m.prefix(root) for root in roots if root.startswith(value)}
-    return tuple(found[key] for key in sorted(found)) or (m.exact(m.NEVER_SAN),)
+        if peer.kind not in {MatchKind.EXACT, MatchKind.PREFIX} or not peer.value.startswith(roots):
+            raise m.RenderError(
+                m.RenderCode.PREDICATE,
+                f"{peer.value[:80]!r} does not lie within a trust domain that is accepted",
+            )
+        found.append(m.string_matcher(peer))
+    return tuple(found) or (m.exact(m.NEVER_SAN),)
 
 
 def _common(alpn: Iterable[str], sans: Iterable[Any]) -> Any:
