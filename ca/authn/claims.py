@@ -62,6 +62,8 @@ def read_claims(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> C
         raise AuthnError(AuthnCode.TOKEN_ISSUER, f"iss is {_show(claims.get('iss'))}, not {policy.issuer!r}")
     _check_audience(claims.get("aud"), policy)
     expires = _check_times(claims, policy, now)
+    if not isinstance(claims.get("jti", ""), str):
+        raise AuthnError(AuthnCode.TOKEN_CLAIMS, f"jti is {_show(claims['jti'])}, not text")
     namespace, name = _subject(claims.get("sub"))
     bound = claims.get("kubernetes.io")
     if not isinstance(bound, dict):
