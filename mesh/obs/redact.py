@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import enum
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ _PRIVATE_KEY = re.compile(
 )
 # Three segments, or five of an encrypted token. Anchored at the start of a word: linear time.
 _MAYBE_JWT = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){2,4}")
+_JWT_DOTS = 2
 _JSON_OBJECT = re.compile(rb"\s*\{\s*[\"}]")
 # `{"` in base64url, whatever follows: a token glued to other letters is found by it.
 _OBJECT_STARTS = ("eyI", "eyJ")
@@ -62,8 +64,12 @@ def clean(text: str) -> str:
         text = text[:_MAX_SEARCHED_CHARS]
     if "PRIVATE KEY" in text:
         text = _PRIVATE_KEY.sub("[redacted private key]", text)
-    text = _MAYBE_JWT.sub(_without_token, text)
-    text = _TRICKS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    # The searches are skipped where they cannot find anything: most values are short and plain, and
+    # the authority writes a line with a dozen of them for each certificate.
+    if text.count(".") >= _JWT_DOTS:
+        text = _MAYBE_JWT.sub(_without_token, text)
+    if not text.isascii() or "\x7f" in text:
+        text = _TRICKS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
     return text if len(text) <= MAX_TEXT_CHARS else f"{text[:MAX_TEXT_CHARS]}... [{len(text)} characters]"
 
 
@@ -93,13 +99,21 @@ def _mapping(fields: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         if len(result) == MAX_ITEMS:
             result["..."] = f"{len(fields) - MAX_ITEMS} more"
             break
-        key = clean(str(name))
-        hidden = is_secret_name(key) and value is not None and not isinstance(value, bool)
+        key, secret = _field_name(str(name))
+        hidden = secret and value is not None and not isinstance(value, bool)
         result[key] = REDACTED if hidden else _value(value, depth)
     return result
 
 
+@functools.lru_cache(maxsize=1024)
+def _field_name(name: str) -> tuple[str, bool]:
+    key = clean(name)
+    return key, is_secret_name(key)
+
+
 def _value(value: Any, depth: int) -> Any:
+    if type(value) is str:
+        return clean(value)
     match value:
         case Mapping():
             return _mapping(value, depth + 1) if depth < MAX_DEPTH else f"[{len(value)} fields]"
