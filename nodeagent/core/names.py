@@ -79,9 +79,9 @@ def under_name(resource: Resource, name: str) -> Resource:
 def send_order(type_url: str, name: str) -> tuple[int, str]:
     """Sort key of resources of one type that travel one by one.
 
-    Roots go before the leaf that needs them (S-18). Deny rules go before allow rules, and both before
-    token validation: in the moment between two of them, requests meet the stricter mix, never an
-    allow rule without the deny rule that came with it.
+    Roots go before the leaf that needs them (S-18). Deny rules go before allow rules, so that no allow
+    rule is in force without the deny rule that came with it. Token validation goes last: new rules that
+    ask for a token then meet the old validation, which knows no such token, and refuse.
     """
     if type_url == SECRET:
         leaf = name == SDS_SVID or "/" in name.removeprefix(SCHEME)
