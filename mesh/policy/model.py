@@ -10,12 +10,16 @@ import datetime as dt
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from mesh.policy.effective import JwtHeader, MtlsMode, ObjectRef
 
-GROUP = "security.istio.io"
-API_VERSIONS = (f"{GROUP}/v1", f"{GROUP}/v1beta1")
-KINDS = ("PeerAuthentication", "RequestAuthentication", "AuthorizationPolicy")
+GROUP: Final = "security.istio.io"
+API_VERSIONS: Final = (f"{GROUP}/v1", f"{GROUP}/v1beta1")
+PEER_AUTHENTICATION: Final = "PeerAuthentication"
+REQUEST_AUTHENTICATION: Final = "RequestAuthentication"
+AUTHORIZATION_POLICY: Final = "AuthorizationPolicy"
+KINDS: Final = (PEER_AUTHENTICATION, REQUEST_AUTHENTICATION, AUTHORIZATION_POLICY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,11 @@ from mesh.policy.codes import PolicyCode, PolicyError
 from mesh.policy.effective import Finding, MtlsMode, ObjectRef
 from mesh.policy.model import (
     API_VERSIONS,
+    AUTHORIZATION_POLICY,
     GROUP,
     KINDS,
+    PEER_AUTHENTICATION,
+    REQUEST_AUTHENTICATION,
     PeerAuthentication,
     Policy,
     PolicyMeta,
@@ -86,15 +89,15 @@ def parse_policy(data: Mapping[str, Any], *, source: str = "", line_of: LineOf |
     spec = top.get("spec", root.child("spec", {}))
     kind = report.ref.kind
     policy: Policy
-    if dry_run and kind != "AuthorizationPolicy":
+    if dry_run and kind != AUTHORIZATION_POLICY:
         report.error(
             ("metadata", "annotations", DRY_RUN),
             PolicyCode.UNSUPPORTED,
             f"a {kind} cannot be tried out: it would be in force; remove the annotation",
         )
-    if kind == "PeerAuthentication":
+    if kind == PEER_AUTHENTICATION:
         policy = _peer_authentication(spec, meta)
-    elif kind == "RequestAuthentication":
+    elif kind == REQUEST_AUTHENTICATION:
         policy = request_authentication(spec, _selected(spec, meta))
     else:
         policy = authorization_policy(spec, _selected(spec, meta), dry_run=dry_run)

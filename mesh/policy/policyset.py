@@ -9,7 +9,13 @@ from mesh.policy.codes import PolicyCode
 from mesh.policy.compile import CompiledPolicy, compile_policy
 from mesh.policy.effective import Finding, Severity
 from mesh.policy.leaves import TrustDomains
-from mesh.policy.model import AuthorizationPolicy, PeerAuthentication, Policy, RequestAuthentication
+from mesh.policy.model import (
+    AUTHORIZATION_POLICY,
+    AuthorizationPolicy,
+    PeerAuthentication,
+    Policy,
+    RequestAuthentication,
+)
 
 P = TypeVar("P", bound=PeerAuthentication | RequestAuthentication | AuthorizationPolicy)
 T = TypeVar("T")
@@ -72,14 +78,16 @@ class PolicySet:
         findings: objects of the same kind, namespace and name: the older one counts.
     """
 
-    __slots__ = ("_remembered", "authz", "findings", "peer", "policies", "request")
+    __slots__ = ("_compiled", "_remembered", "authz", "findings", "peer", "policies", "request")
 
-    def __init__(self, policies: Iterable[Policy] = ()) -> None:
+    def __init__(self, policies: Iterable[Policy] = (), *, previous: PolicySet | None = None) -> None:
         """Index policies.
 
         Args:
             policies: those without a creation time are younger than those with one, and among
                 themselves in the order given.
+            previous: the set before a change; what it compiled of equal policies is used again, as
+                the same objects.
         """
         self.peer: Index[PeerAuthentication] = Index()
         self.request: Index[RequestAuthentication] = Index()
@@ -106,6 +114,12 @@ class PolicySet:
         self.findings = tuple(findings)
         for position, policy in enumerate(self.policies):
             self._file(position, policy)
+        before = previous._compiled if previous is not None else {}  # noqa: SLF001 - a set of this class
+        self._compiled: dict[tuple[str, str], tuple[AuthorizationPolicy, TrustDomains, CompiledPolicy]] = {
+            (space, name): before[space, name]
+            for kind, space, name in named
+            if kind == AUTHORIZATION_POLICY and (space, name) in before
+        }
 
     def _file(self, position: int, policy: Policy) -> None:
         if policy.meta.gateway_only:
@@ -118,9 +132,14 @@ class PolicySet:
             case AuthorizationPolicy():
                 self.authz.add(position, policy)
 
-    def compiled(self, position: int, policy: AuthorizationPolicy, domains: TrustDomains) -> CompiledPolicy:
+    def compiled(self, policy: AuthorizationPolicy, domains: TrustDomains) -> CompiledPolicy:
         """A policy's rules, compiled once per set of trust domains."""
-        return self.remember(("rules", position, domains), lambda: compile_policy(policy, domains))
+        ref = policy.meta.ref
+        known = self._compiled.get((ref.namespace, ref.name))
+        if known is None or known[1] != domains or known[0] != policy:
+            known = (policy, domains, compile_policy(policy, domains))
+            self._compiled[ref.namespace, ref.name] = known
+        return known[2]
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value for a key, made at most once while it is remembered.

@@ -68,7 +68,7 @@ def resolve(
     domains = mesh.trust_domains
     key = ("authz", domains, tuple(position for position, _ in entries))
     authz = policies.remember(key, lambda: _authz(policies, entries, mesh))
-    compiled = [(policy, policies.compiled(position, policy, domains)) for position, policy in entries]
+    compiled = [(policy, policies.compiled(policy, domains)) for _, policy in entries]
     findings += access_findings(compiled, workload, transport)
     return EffectivePolicy(transport, jwt, authz, tuple(findings))
 
@@ -173,18 +173,22 @@ def _resolve_jwt(
     findings: list[Finding],
 ) -> JwtPolicy:
     """All rules of all objects together: any issuer's good token passes, a bad token never (policy b.2)."""
-    providers: dict[str, JwtProvider] = {}
+    chosen: list[tuple[JwtRule, str]] = []
     for _, policy in policies.request.selected(mesh.root_namespace, workload.namespace, workload.labels):
         for index, rule in enumerate(policy.rules):
             jwks = rule.jwks or key_sets.get(rule.jwks_uri, "")
             if not jwks:
                 findings.append(_no_keys(policy, index, rule))
-            provider = _provider(rule, jwks or fallback_jwks)
-            providers.setdefault(provider.key, provider)
+            chosen.append((rule, jwks or fallback_jwks))
+    return policies.remember(("jwt", tuple(chosen)), lambda: _jwt_policy(chosen))
+
+
+def _jwt_policy(chosen: list[tuple[JwtRule, str]]) -> JwtPolicy:
+    providers = {_provider_key(rule): _provider(rule, jwks) for rule, jwks in chosen}
     if not providers:
         return JwtPolicy()
-    ordered = tuple(providers[key] for key in sorted(providers))
-    return JwtPolicy(ordered, (JwtRegion(providers=tuple(provider.key for provider in ordered)),))
+    keys = tuple(sorted(providers))
+    return JwtPolicy(tuple(providers[key] for key in keys), (JwtRegion(providers=keys),))
 
 
 def _no_keys(policy: RequestAuthentication, index: int, rule: JwtRule) -> Finding:
@@ -244,9 +248,7 @@ def _provider_key(rule: JwtRule) -> str:
 def _authz(policies: PolicySet, entries: list[_Entry], mesh: MeshConfig) -> AuthzPolicy:
     """Rules by action; by namespace and name of their policy, so that age does not show."""
     ordered = sorted(entries, key=lambda entry: (entry[1].meta.ref.namespace, entry[1].meta.ref.name))
-    compiled = [
-        (policy, policies.compiled(position, policy, mesh.trust_domains)) for position, policy in ordered
-    ]
+    compiled = [(policy, policies.compiled(policy, mesh.trust_domains)) for _, policy in ordered]
     return AuthzPolicy(
         http=_rule_sets([(policy, found.http) for policy, found in compiled]),
         tcp=_rule_sets([(policy, found.tcp) for policy, found in compiled]),
