@@ -27,7 +27,7 @@ DEFAULT_REFRESH_HINT = 300  # seconds; B-07
 _MAX_REFRESH_HINT = 30 * 86400
 X509_USE = "x509-svid"
 JWT_USE = "jwt-svid"
-_KNOWN_KTY = frozenset({"EC", "RSA"})
+_KNOWN_KTY = ("EC", "RSA")  # a tuple: the value that is looked up may be of any JSON type
 
 
 class BundleCode(Code):

@@ -28,7 +28,7 @@ from mesh.x509 import pem
 from mesh.x509.certs import KeyInfo, KeyKind, key_identifier, key_info, public_key_bits, spki_der
 
 MAX_CSR_BYTES = 16 << 10  # 20 000 names in 419 KB take 17 ms to parse
-MAX_SUBJECT_ATTRIBUTES = 8
+MAX_SUBJECT_BYTES = 1024
 MAX_SUBJECT_VALUE = 64  # upper bound of X.520 for CN and O
 
 
@@ -134,7 +134,8 @@ _POINT_BYTES = 65
 _MAX_SIGNATURE = 72  # two INTEGERs of up to 33 bytes
 _SPKI_BYTES = len(_P256_SPKI_HEAD) + _POINT_BYTES
 _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
-_VERSION_1_EMPTY_SUBJECT = bytes.fromhex("0201003000")
+_VERSION_1 = bytes.fromhex("020100")
+_EMPTY_SUBJECT = bytes.fromhex("3000")
 _OID_EXTENSION_REQUEST = bytes.fromhex("06092a864886f70d01090e")
 _OID_SAN = bytes.fromhex("0603551d11")
 _P256 = ec.SECP256R1()
@@ -152,7 +153,7 @@ def _canonical_infos(identity: SpiffeId) -> tuple[tuple[bytes, bytes], ...]:
         shapes.append(tlv(0xA0, attribute))
     infos = []
     for attributes in shapes:
-        info = tlv(0x30, _VERSION_1_EMPTY_SUBJECT + _P256_SPKI_HEAD + bytes(_POINT_BYTES) + attributes)
+        info = tlv(0x30, _VERSION_1 + _EMPTY_SUBJECT + _P256_SPKI_HEAD + bytes(_POINT_BYTES) + attributes)
         at = len(info) - len(attributes) - _POINT_BYTES
         infos.append((info[:at], attributes))
     return tuple(infos)
@@ -213,7 +214,7 @@ def _prove_any(der: bytes, identity: SpiffeId, policy: Profile) -> ProvenKey:
     info = key_info(public)
     _check_key(info, policy)  # before the signature: its cost grows with the key
     _check_signature(csr, info)
-    _check_subject(csr.subject, policy)
+    _check_subject(csr, policy)
     _check_extensions(csr, identity)
     key = ProvenKey(spki_der(public), info.kind, key_identifier(public_key_bits(public)))
     _check_blocked(key, policy)
@@ -260,26 +261,42 @@ def _check_signature(csr: x509.CertificateSigningRequest, info: KeyInfo) -> None
         raise _bad_signature()
 
 
-def _check_subject(subject: x509.Name, policy: Profile) -> None:
-    attributes = list(subject)
-    # `O=` with an empty value is what istio-agent sends; it names nobody.
-    named = [a for a in attributes if not (a.oid == NameOID.ORGANIZATION_NAME and not a.value)]
-    if not named and len(attributes) <= 1:
+def _subject_der(csr: x509.CertificateSigningRequest) -> bytes:
+    """The subject as it came. The library has parsed the request, so the lengths are right."""
+    info = csr.tbs_certrequest_bytes
+    at = (2 if info[1] < 0x80 else 2 + (info[1] & 0x7F)) + len(_VERSION_1)
+    size = info[at + 1]
+    value = at + 2 if size < 0x80 else at + 2 + (size & 0x7F)
+    length = size if size < 0x80 else int.from_bytes(info[at + 2 : value], "big")
+    return info[at : value + length]
+
+
+def _check_subject(csr: x509.CertificateSigningRequest, policy: Profile) -> None:
+    subject = _subject_der(csr)
+    if subject in _EMPTY_SUBJECTS:
         return
     if not policy.ignore_subject:
         raise CsrError(
             CsrCode.SUBJECT,
-            f"CSR: subject has {len(attributes)} attributes; leave it empty, names come from the identity",
+            f"CSR: the subject has {len(subject)} bytes; leave it empty, names come from the identity",
         )
-    if len(attributes) > MAX_SUBJECT_ATTRIBUTES or any(
-        a.oid not in {NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME} or len(a.value) > MAX_SUBJECT_VALUE
-        for a in attributes
-    ):
+    if len(subject) > MAX_SUBJECT_BYTES or not _ignorable(csr):
         raise CsrError(
             CsrCode.SUBJECT,
-            f"CSR: subject may hold up to {MAX_SUBJECT_ATTRIBUTES} CN and O values of up to"
-            f" {MAX_SUBJECT_VALUE} characters, which are ignored; leave it empty",
+            f"CSR: the subject may have CN and O values of up to {MAX_SUBJECT_VALUE} characters, which are"
+            f" ignored, and {MAX_SUBJECT_BYTES} bytes in all; leave it empty",
         )
+
+
+def _ignorable(csr: x509.CertificateSigningRequest) -> bool:
+    try:
+        attributes = list(csr.subject)
+    except UserWarning:  # the library warns of values that are too long; warnings may be errors
+        return False
+    return all(
+        a.oid in {NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME} and len(a.value) <= MAX_SUBJECT_VALUE
+        for a in attributes
+    )
 
 
 def _check_extensions(csr: x509.CertificateSigningRequest, identity: SpiffeId) -> None:
@@ -313,6 +330,14 @@ def _check_extensions(csr: x509.CertificateSigningRequest, identity: SpiffeId) -
             )
 
 
+# Also `O=` with an empty value, UTF8String or PrintableString: istio-agent sends it, and it names nobody.
+_EMPTY_SUBJECTS = frozenset(
+    {
+        _EMPTY_SUBJECT,
+        bytes.fromhex("300b3109300706035504 0a0c00"),
+        bytes.fromhex("300b3109300706035504 0a1300"),
+    }
+)
 _EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 _ALLOWED_ATTRIBUTES = frozenset({_EXTENSION_REQUEST})
 _ALLOWED_EKU = frozenset({ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH})

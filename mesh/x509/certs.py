@@ -196,6 +196,7 @@ _UNREADABLE = (
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
+    UserWarning,  # names of a wrong length, where warnings are errors
 )
 
 
