@@ -129,11 +129,6 @@ def check_material(
     chain = _chain(certificate, certificates[1:], roots)
     for ca in chain:
         _check_time(ca, now)
-    live = [r for r in roots if r.not_after > now]
-    if not live:
-        raise KeyStoreError(
-            KeyStoreCode.EXPIRED, f"every root has expired, the last at {max(r.not_after for r in roots)}"
-        )
     sent = tuple(c for c in chain if c.der not in {r.der for r in roots})
     try:
         issuer = Issuer(
@@ -203,7 +198,7 @@ def _chain(
                 f"CA certificate {_subject(chain[-1])} leads to no root of the bundle; the chain file must"
                 " hold every certificate between it and a root",
             )
-        if parent.path_length is not None and parent.path_length < len(chain) - 1:
+        if parent.path_length is not None and parent.path_length < len(chain):
             raise KeyStoreError(
                 KeyStoreCode.CHAIN,
                 f"CA certificate {_subject(parent)} has path length {parent.path_length}, but {len(chain)} CA"
