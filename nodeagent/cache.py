@@ -78,6 +78,7 @@ class WorkloadCache:
         self._snapshot = WorkloadSnapshot()
         self._watches: set[Watch] = set()
         self._own = self.watch()
+        self._closed = False
 
     @property
     def snapshot(self) -> WorkloadSnapshot:
@@ -126,12 +127,18 @@ class WorkloadCache:
         self._watches.discard(watch)
 
     def close(self) -> None:
-        """The workload is gone: end all waiting and drop the key. Safe to call again."""
+        """The workload is gone: end all waiting and drop the key. Safe to call again.
+
+        What is still published afterwards, by a renewal that was on its way, say, is dropped.
+        """
+        self._closed = True
         for watch in tuple(self._watches):
             watch.close()
         self._snapshot = WorkloadSnapshot(revision=self._snapshot.revision + 1)
 
     def _swap(self, snapshot: WorkloadSnapshot) -> None:
+        if self._closed:
+            return
         self._snapshot = replace(snapshot, revision=self._snapshot.revision + 1)
         for watch in tuple(self._watches):
             watch.wake()

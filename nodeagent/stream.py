@@ -41,8 +41,8 @@ class StreamCode(Code):
     STOPPING = "socket_stopping"
 
 
-class StreamError(MeshError):
-    """A call that this socket does not serve now."""
+class ClientGoneError(Exception):
+    """The client left while a message was being written to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +97,14 @@ class Streams:
             )
         self.open += 1
         self.events.on_stream_open(workload, service)
-        reason = "client"
+        reason = "internal"
         try:
             yield
+            reason = "client"
+        except (ClientGoneError, asyncio.CancelledError) as error:
+            reason = "client"
+            if isinstance(error, asyncio.CancelledError):
+                raise
         except CacheClosed:
             reason = StreamCode.STOPPING
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the agent is stopping; try again [{reason}]")
@@ -142,6 +147,18 @@ def delta_session(streams: Streams, service: Service) -> DeltaSession:
     )
 
 
+async def send(context: Context, message: bytes) -> None:
+    """Write one message.
+
+    Raises:
+        ClientGoneError: the client left. gRPC then cancels the call, but a write may notice it first.
+    """
+    try:
+        await context.write(message)
+    except grpc.aio.BaseError as error:
+        raise ClientGoneError from error
+
+
 async def run_discovery(
     streams: Streams,
     context: Context,
@@ -156,10 +173,8 @@ async def run_discovery(
     async with streams.call(service.value, context):
         try:
             await _both(streams, context, session)
-        except* MeshError as group:
-            raise _first(group) from None
-        except* CacheClosed:
-            raise CacheClosed from None
+        except ExceptionGroup as group:
+            raise _first(group) from group
 
 
 async def _both(streams: Streams, context: Context, session: SotwSession | DeltaSession) -> None:
@@ -168,7 +183,7 @@ async def _both(streams: Streams, context: Context, session: SotwSession | Delta
     async def write(answer: Callable[[], list[Response]]) -> None:
         async with turn:  # one writer, and responses leave in the order of their nonces
             for response in answer():
-                await context.write(response.encode())
+                await send(context, response.encode())
 
     async def push() -> None:
         while True:
@@ -192,10 +207,10 @@ async def _read(
         await write(lambda request=request: on_request(request))  # type: ignore[misc]  # bound at once
 
 
-def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
-    """The refusal that ended the stream."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, MeshError)  # noqa: S101 - the group was split by this type
-    return error
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """What ended the stream: the first refusal if there is one, else the first failure."""
+    refusals = group.subgroup(MeshError)
+    found: Exception = refusals if refusals is not None else group
+    while isinstance(found, ExceptionGroup):
+        found = found.exceptions[0]
+    return found

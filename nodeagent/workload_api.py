@@ -17,7 +17,7 @@ from mesh._proto import workload_pb2
 from mesh.clock import Clock
 from mesh.errors import Category, Code, MeshError
 from nodeagent.core.snapshot import IdentitySnapshot, WorkloadSnapshot
-from nodeagent.stream import Context, Streams
+from nodeagent.stream import Context, Streams, send
 
 SERVICE_NAME: Final = "SpiffeWorkloadAPI"
 HEADER: Final = "workload.spiffe.io"
@@ -78,7 +78,7 @@ class WorkloadApi:
                 message = build(snapshot)
                 digest = hashlib.sha256(message).digest()
                 if digest != last:
-                    await context.write(message)
+                    await send(context, message)
                     last = digest
                 snapshot = await self._streams.watch.changed(snapshot.revision)
 

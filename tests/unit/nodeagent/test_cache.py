@@ -79,6 +79,8 @@ async def test_close_ends_all_waiting_and_drops_the_key() -> None:
     assert cache.snapshot.identity.svid is None
     with pytest.raises(CacheClosed):
         await cache.changed(0)
+    cache.publish_identity(IDENTITY, secrets())
+    assert cache.snapshot.identity.svid is None, "a renewal that was on its way is dropped"
 
 
 async def test_a_watch_ends_alone() -> None:

@@ -260,3 +260,34 @@ async def _still_open(web: Served) -> None:
     await until("open", lambda: web.socket.open_streams == 1)
     web.cache.publish_identity(IDENTITY, secrets())
     assert names(await read(call)) == ["default"]
+
+
+@pytest.mark.parametrize("error", [grpc.aio.InternalError, grpc.aio.UsageError], ids=["batch", "usage"])
+async def test_client_that_leaves_during_a_write_is_no_failure(error: type[Exception]) -> None:
+    """gRPC cancels the call of a client that left, but a write may notice it first (seen 1 in 900)."""
+
+    class Context:
+        async def read(self) -> object:
+            return ask("ROOTCA")
+
+        async def write(self, message: bytes) -> None:
+            raise error
+
+    async with served() as web:
+        web.cache.publish_identity(IDENTITY, secrets())
+        streams = Streams(web.cache, events=web.events)
+        await run_discovery(streams, Context(), sotw_session(streams, Service.SDS), Service.SDS)  # type: ignore[arg-type]
+        assert web.events.closed == [("demo/web", "sds", "client")]
+        assert streams.open == 0
+
+
+async def test_fault_of_ours_is_reported_as_one() -> None:
+    class Context:
+        async def read(self) -> object:
+            raise ZeroDivisionError
+
+    async with served() as web:
+        streams = Streams(web.cache, events=web.events)
+        with pytest.raises(ZeroDivisionError):
+            await run_discovery(streams, Context(), sotw_session(streams, Service.SDS), Service.SDS)  # type: ignore[arg-type]
+        assert web.events.closed == [("demo/web", "sds", "internal")]
