@@ -6,7 +6,13 @@ import enum
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from envoy.config.core.v3 import config_source_pb2, protocol_pb2, substitution_format_string_pb2
+from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
+from envoy.config.core.v3 import (
+    config_source_pb2,
+    extension_pb2,
+    protocol_pb2,
+    substitution_format_string_pb2,
+)
 from envoy.config.listener.v3 import listener_components_pb2
 from envoy.extensions.filters.common.set_filter_state.v3 import value_pb2 as state_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
@@ -14,6 +20,8 @@ from envoy.extensions.filters.http.set_filter_state.v3 import set_filter_state_p
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2 as network_state_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2 as early_pb2
+from envoy.type.matcher.v3 import string_pb2
 
 from mesh.envoy import extensions
 from mesh.envoy import messages as m
@@ -154,13 +162,31 @@ def _manager(stat_prefix: str, mesh: MeshConfig, filters: Iterable[Any]) -> Any:
         stream_idle_timeout=m.seconds(0),
         request_headers_timeout=m.seconds(REQUEST_HEADERS_TIMEOUT_SECONDS),
     )
-    manager.internal_address_config.SetInParent()
+    # An empty list would mean every private address (seen): one that no caller has means none.
+    manager.internal_address_config.cidr_ranges.add(address_prefix="255.255.255.255").prefix_len.value = 32
+    manager.early_header_mutation_extensions.append(_without_envoy_headers())
     _set_path_normalization(manager, mesh.path_normalization)
     if mesh.max_connection_seconds:
         manager.common_http_protocol_options.CopyFrom(
             protocol_pb2.HttpProtocolOptions(max_connection_duration=m.seconds(mesh.max_connection_seconds))
         )
     return manager
+
+
+def _without_envoy_headers() -> Any:
+    """Drops `x-envoy-*` before anything reads a request.
+
+    Envoy obeys such headers from anybody unless it is an edge proxy (seen: a client could cut its own
+    answers by `x-envoy-upstream-rq-timeout-ms`), and a rule on routes would come too late.
+    """
+    names = string_pb2.StringMatcher(prefix="x-envoy-", ignore_case=True)
+    mutation = mutation_rules_pb2.HeaderMutation(
+        remove_on_match=mutation_rules_pb2.HeaderMutation.RemoveOnMatch(key_matcher=names)
+    )
+    return extension_pb2.TypedExtensionConfig(
+        name="envoy.http.early_header_mutation.header_mutation",
+        typed_config=m.pack(early_pb2.HeaderMutation(mutations=[mutation])),
+    )
 
 
 def _set_path_normalization(manager: Any, option: PathNormalization) -> None:

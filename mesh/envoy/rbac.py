@@ -11,7 +11,6 @@ Exact and prefix matchers stand wherever the meaning allows: the trust domains a
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, assert_never
@@ -19,7 +18,6 @@ from typing import Any, Final, assert_never
 from envoy.config.core.v3 import address_pb2, extension_pb2
 from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2
-from envoy.extensions.path.match.uri_template.v3 import uri_template_match_pb2
 from envoy.extensions.rbac.principals.mtls_authenticated.v3 import mtls_authenticated_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2
 from envoy.type.matcher.v3 import metadata_pb2, path_pb2, value_pb2
@@ -32,8 +30,7 @@ from mesh.spiffe import TrustDomain
 JWT_METADATA: Final = "envoy.filters.http.jwt_authn"
 JWT_PAYLOAD: Final = "payload"
 
-_TEMPLATE_OPERATORS: Final = {"{*}": "*", "{**}": "**"}
-_TEMPLATE_LITERAL: Final = re.compile(r"[A-Za-z0-9._~%!$&'()+,;:@=-]+")
+_TEMPLATE_OPERATORS: Final = {"{*}": "[^/]+", "{**}": ".*"}
 _HTTP_ONLY: Final = (p.Claim, p.Path, p.PathTemplate, p.Method, p.Host, p.Header)
 
 
@@ -160,8 +157,7 @@ class _Compiler:
             case p.Path(match):
                 return self._make(url_path=path_pb2.PathMatcher(path=m.string_matcher(match)))
             case p.PathTemplate(template):
-                self._only(leaf, _PERMISSION)
-                return self._make(uri_template=_template(template))
+                return self._make(url_path=path_pb2.PathMatcher(path=_template(template)))
             case p.Method(match):
                 return self._make(header=_header(":method", match))
             case p.Host(match):
@@ -284,25 +280,21 @@ def _metadata(name: str, path: tuple[str, ...], match: StringMatch) -> Any:
 
 
 def _template(template: str) -> Any:
-    """`{*}` and `{**}` as Envoy writes them.
+    """A path template as a regular expression: `{*}` is one segment, `{**}` any number of them.
 
-    Envoy *aborts* on a template that it cannot parse, whoever sent it: nothing doubtful may pass here.
+    Not Envoy's own `uri_template`: it does not match segments with `[` or `]`, so that a DENY could be
+    dodged by `/admin/[`, and it *aborts* the process on a template that it cannot parse.
     """
-    segments = template.removesuffix("/").split("/")
-    body = [_TEMPLATE_OPERATORS.get(segment, segment) for segment in segments[1:]]
-    literal = all(text in _TEMPLATE_OPERATORS.values() or _TEMPLATE_LITERAL.fullmatch(text) for text in body)
-    operators = [text for text in body if text in _TEMPLATE_OPERATORS.values()]
-    if segments[0] or not literal or "**" in operators[:-1]:
+    body = [_TEMPLATE_OPERATORS.get(text) or m.quoted(text) for text in template.split("/")]
+    operators = [text for text in template.split("/") if text in _TEMPLATE_OPERATORS]
+    braces = "{" in "".join(text for text in template.split("/") if text not in _TEMPLATE_OPERATORS)
+    if not template.startswith("/") or braces or "{**}" in operators[:-1]:
         raise m.RenderError(
             m.RenderCode.PREDICATE,
-            f"path template {template[:80]!r}: allowed are segments of letters, digits and -._~%!$&'()+,;:@=,"
-            " {*} and, as the last operator, {**}",
+            f"path template {template[:80]!r}: it must start with '/', and {{*}} and, as the last operator,"
+            " {**} are whole segments",
         )
-    path = "/" + "/".join(body) + ("/" if template.endswith("/") and body else "")
-    return extension_pb2.TypedExtensionConfig(
-        name="envoy.path.match.uri_template.uri_template_matcher",
-        typed_config=m.pack(uri_template_match_pb2.UriTemplateMatchConfig(path_template=path)),
-    )
+    return m.safe_regex("/".join(body))
 
 
 def _header(name: str, match: StringMatch) -> Any:

@@ -14,32 +14,12 @@ from mesh.meshconfig import OutboundPolicy
 from mesh.topology import Service, SocketAddress
 
 _UNKNOWN_STATUS: Final = 502
+INTERNAL_HEADER: Final = "x-envoy-internal"
+"""Written by Envoy itself; a caller's `x-envoy-*` are dropped before (`mesh.envoy.filters`)."""
+
 _RETRIES: Final = 2
 _RETRY_ON: Final = "connect-failure,refused-stream,reset-before-request"
 """Only where the server cannot have seen the request: a retry then never repeats an effect."""
-
-ENVOY_HEADERS: Final = (
-    "x-envoy-attempt-count",
-    "x-envoy-decorator-operation",
-    "x-envoy-expected-rq-timeout-ms",
-    "x-envoy-external-address",
-    "x-envoy-force-trace",
-    "x-envoy-internal",
-    "x-envoy-ip-tags",
-    "x-envoy-max-retries",
-    "x-envoy-original-dst-host",
-    "x-envoy-original-host",
-    "x-envoy-original-path",
-    "x-envoy-peer-metadata",
-    "x-envoy-peer-metadata-id",
-    "x-envoy-retry-grpc-on",
-    "x-envoy-retry-on",
-    "x-envoy-upstream-alt-stat-name",
-    "x-envoy-upstream-rq-per-try-timeout-ms",
-    "x-envoy-upstream-rq-timeout-alt-response",
-    "x-envoy-upstream-rq-timeout-ms",
-)
-"""Headers that steer Envoy; a client may not set them, and an application never sees a forged one."""
 
 
 def inbound(name: str, cluster: str) -> Any:
@@ -48,7 +28,7 @@ def inbound(name: str, cluster: str) -> Any:
     return route_pb2.RouteConfiguration(
         name=name,
         virtual_hosts=[_host(name, ["*"], [route])],
-        request_headers_to_remove=ENVOY_HEADERS,
+        request_headers_to_remove=[INTERNAL_HEADER],
     )
 
 
@@ -68,7 +48,7 @@ def egress(name: str, cluster: str, bind: SocketAddress, host: str, port: int) -
             _host("by-address", [literal, f"{literal}:{bind.port}"], [rewritten]),
             _host("by-name", ["*"], [plain]),
         ],
-        request_headers_to_remove=ENVOY_HEADERS,
+        request_headers_to_remove=[INTERNAL_HEADER],
     )
 
 
@@ -77,7 +57,7 @@ def one_cluster(name: str, cluster: str) -> Any:
     return route_pb2.RouteConfiguration(
         name=name,
         virtual_hosts=[_host(name, ["*"], [_route(cluster, retry=True)])],
-        request_headers_to_remove=ENVOY_HEADERS,
+        request_headers_to_remove=[INTERNAL_HEADER],
     )
 
 
@@ -123,7 +103,7 @@ def captured_port(
         name=port_name(port),
         virtual_hosts=hosts,
         ignore_port_in_host_matching=True,
-        request_headers_to_remove=ENVOY_HEADERS,
+        request_headers_to_remove=[INTERNAL_HEADER],
     )
     return Resource.of(ROUTE, found.name, m.encode(found))
 

@@ -37,6 +37,7 @@ from tests.fakes.envoy_process import EnvoyProcess
 from tests.fakes.envoy_static import Inlined, bootstrap_json, inline
 
 MESH = MeshConfig(trust_domain=TrustDomain("cluster.local"))
+UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
 GREETING = b"220 hello\r\n"
 MESH_ALPN = ("istio-http/1.1", "istio", "http/1.1")
 TCP_ALPN = ("istio-peer-exchange", "istio")
@@ -77,7 +78,8 @@ class _App(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("do_"):  # any method
@@ -99,8 +101,12 @@ class _Echo(socketserver.BaseRequestHandler):
         assert isinstance(server, _Tcp)
         server.connections += 1
         with contextlib.suppress(OSError):
-            if server.greet:
-                self.request.sendall(GREETING)
+            if server.greeting:
+                self.request.sendall(server.greeting)
+            if server.upgrades:
+                while not self.request.recv(4096).endswith(b"\r\n\r\n"):
+                    pass
+                self.request.sendall(UPGRADED)
             while data := self.request.recv(4096):
                 self.request.sendall(data)
 
@@ -110,9 +116,10 @@ class _Tcp(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, *, greet: bool) -> None:
+    def __init__(self, *, greeting: bytes = b"", upgrades: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), _Echo)
-        self.greet = greet
+        self.greeting = greeting
+        self.upgrades = upgrades
         self.connections = 0
 
     def handle_error(self, *args: object) -> None:
@@ -141,12 +148,13 @@ class Lab:
         self._base = f"127.{chance.randrange(16, 250)}.{chance.randrange(250)}"
         self.apps = {
             "http": _Http(("127.0.0.1", 0), _App),
-            "echo": _Tcp(greet=False),
-            "greeter": _Tcp(greet=True),
+            "echo": _Tcp(),
+            "greeter": _Tcp(greeting=GREETING),
+            "websocket": _Tcp(upgrades=True),
         }
 
     def app(self, name: str) -> SocketAddress:
-        """Address of `http`, `echo` or `greeter`."""
+        """Address of `http`, `echo`, `greeter` or `websocket`."""
         return SocketAddress(*self.apps[name].server_address)
 
     def port(
