@@ -69,3 +69,6 @@ class PolicyError(MeshError):
             category=Category.INVALID_ARGUMENT,
         )
         self.findings = findings
+
+    def __str__(self) -> str:
+        return self.public  # every finding ends in its own code
