@@ -14,7 +14,7 @@ from ca.audit import Audit
 from ca.authn import Authenticator, Chain
 from ca.authn.claims import TokenPolicy
 from ca.authn.jwt import TokenAuthenticator
-from ca.authn.keys import JwksError, JwksFile
+from ca.authn.keys import JwksError, JwksFile, KeySet
 from ca.authn.mtls import CertificateAuthenticator
 from ca.bundle_document import PublishedBundle
 from ca.config import CaConfig
@@ -86,6 +86,7 @@ class Runtime:
         self._lock = threading.Lock()
         self._authority = Authority(self.keystore.issuer(now), self.profile)
         self.jwks = JwksFile(config.token.jwks_file)
+        self._token_keys: KeySet | None = None  # those that were reported
         self.serving = Serving(config.serving.names, config.serving.lifetime)
         self.bundle = PublishedBundle(config.trust_domain, config.state_dir)
         self.limiter = Limiter(_limits(config))
@@ -206,21 +207,22 @@ class Runtime:
             self._check("keys", "", None)
 
     def _tick_token_keys(self, now: dt.datetime) -> None:
+        file = self.jwks
         try:
-            changed = self.jwks.reload(now)
-        except JwksError as e:
+            file.reload(now)
+        except JwksError:
             self.metrics.reloads.labels(part="token_keys", result="failed").inc()
-            self._check("token_keys", e.public if self.jwks.current is None else "", e)
-            return
-        if changed and self.jwks.current is not None:
+        # A token with an unknown key may have had the file read since the last tick.
+        error, current = file.last_error, file.current
+        self._check("token_keys", error.public if error is not None and current is None else "", error)
+        if current is not None and current is not self._token_keys:
+            self._token_keys = current
             self.metrics.reloads.labels(part="token_keys", result="changed").inc()
             _log.info(
                 "token keys loaded",
-                key_ids=[key_id for _, key_id in self.jwks.current.keys],
-                ignored=list(self.jwks.current.ignored),
+                key_ids=[key_id for _, key_id in current.keys],
+                ignored=list(current.ignored),
             )
-        if changed:
-            self._check("token_keys", "", None)
 
     def _tick_serving(self, now: dt.datetime) -> None:
         try:

@@ -157,6 +157,8 @@ class JwksFile:
         self._keys: KeySet | None = None
         self._seen: tuple[int, int, int] | None = None
         self._checked: dt.datetime | None = None
+        self.last_error: JwksError | None = None
+        """Why the file as it is now cannot be used; None when it can."""
 
     @property
     def current(self) -> KeySet | None:
@@ -169,14 +171,14 @@ class JwksFile:
         Called for each token with an unknown key ID, so a new key of the issuer works at once.
 
         Returns:
-            True when another set is in force now. A broken file is not reported here but by `reload`.
+            True when another set is in force now. A broken file is not reported here: see `last_error`.
         """
         if self._checked is not None and abs(now - self._checked) < _RECHECK:
             return False
         try:
             return self.reload(now)
         except JwksError:
-            return False  # the periodic reload reports it; what was good stays in force
+            return False  # `last_error` has it; what was good stays in force
 
     def reload(self, now: dt.datetime) -> bool:
         """Read the file if it has changed.
@@ -198,14 +200,17 @@ class JwksFile:
                 data = file.read(MAX_JWKS_BYTES + 1)
         except OSError as e:
             self._seen = None
-            raise JwksError(
+            self.last_error = JwksError(
                 JwksCode.UNREADABLE, f"key set {self._path} cannot be read: {e.strerror or e}"
-            ) from e
+            )
+            raise self.last_error from e
         self._seen = mark
         try:
             keys = parse_jwks(data)
         except JwksError as e:
-            raise JwksError(JwksCode(e.code), f"{self._path}: {e.public}") from e
+            self.last_error = JwksError(JwksCode(e.code), f"{self._path}: {e.public}")
+            raise self.last_error from e
+        self.last_error = None
         changed = self._keys is None or keys.keys != self._keys.keys
         self._keys = keys
         return changed
