@@ -54,6 +54,7 @@ _SPARE_CALLS: Final = 16
 class SocketCode(Code):
     """Why a socket could not be served."""
 
+    NO_DIRECTORY = "socket_no_directory"
     NOT_A_DIRECTORY = "socket_not_a_directory"
     OWNER = "socket_directory_owner"
     WRITABLE = "socket_directory_writable"
@@ -140,10 +141,12 @@ class WorkloadSocket:
             self._bind(server, temporary)
             await server.start()
             self._publish(temporary)
-        except BaseException:
+        except BaseException as error:
             streams.close()
             await server.stop(None)
             self._close_directory()
+            if isinstance(error, OSError):
+                raise _bind_error(self.path, error.strerror or str(error)) from error
             raise
         self._streams, self._server = streams, server
 
@@ -176,11 +179,9 @@ class WorkloadSocket:
     def _bind(self, server: grpc.aio.Server, name: str) -> None:
         address = f"unix:/proc/self/fd/{self._directory_fd}/{name}"
         try:
-            bound = server.add_insecure_port(address)
+            server.add_insecure_port(address)
         except RuntimeError as error:
             raise _bind_error(self.path, str(error)) from error
-        if not bound:
-            raise _bind_error(self.path, "no reason given")
 
     def _publish(self, temporary: str) -> None:
         fd = os.open(temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory_fd)
@@ -248,12 +249,19 @@ def open_directory(directory: Path, mode: int) -> int:
         A descriptor; the caller closes it.
 
     Raises:
-        SocketError: it is a link, someone else's or writable by others (F-77).
+        SocketError: it cannot be made, is a link, someone else's or writable by others (F-77).
     """
     made = False
-    with suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
-        made = True
+    try:
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+            made = True
+    except OSError as error:
+        raise SocketError(
+            SocketCode.NO_DIRECTORY,
+            f"{directory}: cannot be made ({error.strerror}); its parent must exist and let the agent write",
+            category=Category.FAILED_PRECONDITION,
+        ) from error
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:

@@ -237,6 +237,41 @@ async def test_failed_bind_is_explained_and_leaves_nothing_open(short_dir: Path)
     assert not socket.intact()
 
 
+async def test_directory_without_a_parent_is_refused(short_dir: Path) -> None:
+    with pytest.raises(SocketError, match="its parent must exist") as caught:
+        await WorkloadSocket(short_dir / "nowhere" / "w", web_cache()).start()
+    assert caught.value.code is SocketCode.NO_DIRECTORY
+
+
+async def test_directory_in_the_place_of_the_socket_is_refused(short_dir: Path) -> None:
+    """F-77: it is not removed either; nothing of ours is left behind but the directory."""
+    (short_dir / "w" / SOCKET_NAME).mkdir(parents=True)
+    socket = WorkloadSocket(short_dir / "w", web_cache())
+    with pytest.raises(SocketError, match="Is a directory") as caught:
+        await socket.start()
+    assert caught.value.code is SocketCode.BIND
+    assert listed(short_dir / "w") == [SOCKET_NAME]
+    (short_dir / "w" / SOCKET_NAME).rmdir()
+    await socket.start()
+    assert socket.intact()
+    await socket.stop()
+
+
+async def test_f77_bound_socket_swapped_for_a_file_is_refused(short_dir: Path) -> None:
+    socket = WorkloadSocket(short_dir / "w", web_cache())
+    bind = socket._bind
+
+    def swapped(server: grpc.aio.Server, name: str) -> None:
+        bind(server, name)
+        (short_dir / "w" / name).unlink()
+        (short_dir / "w" / name).write_text("x")
+
+    socket._bind = swapped  # type: ignore[method-assign]
+    with pytest.raises(SocketError, match="not a socket any more"):
+        await socket.start()
+    assert not socket.intact()
+
+
 async def test_stopping_one_socket_leaves_its_neighbours(short_dir: Path) -> None:
     """gRPC removes what it bound when it stops: its descriptor must not be another's by then."""
     many = [WorkloadSocket(short_dir / f"w{i}", web_cache()) for i in range(20)]
