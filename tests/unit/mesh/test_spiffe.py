@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.spiffe import MAX_ID_BYTES, SpiffeId, SpiffeIdCode, SpiffeIdError, TrustDomain
@@ -16,11 +16,13 @@ IDS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(IDS)
 def test_law_print_then_parse_gives_the_same_id(spiffe_id):
     assert SpiffeId.parse(str(spiffe_id)) == spiffe_id
 
 
+@settings(deadline=None)
 @given(
     st.one_of(st.text(max_size=80), st.text("spiffe:/abc.%@?#\n\0 ", max_size=40).map("spiffe://".__add__))
 )

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ca.core.bundle import Bundle, BundleCode, BundleError, decode_bundle, decode_bundle_map, encode_bundle
@@ -202,6 +202,7 @@ def test_a_bad_map_is_refused(data, code, words):
     assert words in e.value.public
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

@@ -410,6 +410,7 @@ def test_law_a_mutated_request_is_refused_with_csr_error(sample, changes, resize
         prove(as_pem(bytes(der)), ME, DEFAULT)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300) | st.binary(max_size=300).map(lambda b: as_pem(b or b"0")))
 def test_law_any_text_is_refused_with_csr_error(text):
     with pytest.raises(CsrError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ca.core.authority import Authority
@@ -136,6 +136,7 @@ def test_bytes_inside_the_sequence_but_after_the_extensions():
     fails(LintCode.STRUCTURE, "2 bytes follow", lambda: Linter(FACTS).check_tbs(longer, SPEC, shape()))
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(TBS) - 1), st.integers(1, 255))
 def test_law_no_changed_byte_passes_the_cheap_way(at, change):
     s = shape()

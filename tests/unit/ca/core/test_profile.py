@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ca.core.profile import Excess, LifetimeError, Profile, ProfileCode, ProfileError
@@ -59,6 +59,7 @@ def test_f20_cap_mode_grants_the_maximum(seconds):
     assert Profile(excess=Excess.CAP).lifetime(seconds) == 48 * HOUR
 
 
+@settings(deadline=None)
 @given(st.integers(-(1 << 80), 1 << 80), st.sampled_from(Excess))
 def test_law_any_integer_gives_a_lifetime_within_bounds_or_lifetime_error(seconds, excess):
     p = Profile(excess=excess)

@@ -146,6 +146,7 @@ def test_law_equal_to_the_builder_for_all_identities_times_and_serials(kind, iss
     assert check_leaf_certificate(der, spec, facts).spiffe_id() == identity
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 160), st.binary(max_size=70_000))
 def test_law_der_lengths_and_integers_are_minimal(number, body):
     encoded = integer(number)

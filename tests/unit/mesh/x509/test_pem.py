@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cryptography import x509
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.x509 import pem
@@ -14,6 +14,7 @@ LABELS = frozenset({"CERTIFICATE"})
 GOOD = pem.encode("CERTIFICATE", b"0123456789" * 12)
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=400))
 def test_law_encode_then_decode_gives_the_bytes(der):
     text = pem.encode("CERTIFICATE", der)
@@ -22,6 +23,7 @@ def test_law_encode_then_decode_gives_the_bytes(der):
     assert pem.decode_bundle(text + text) == (("CERTIFICATE", der),) * 2
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60).map(lambda s: GOOD[:40] + s + GOOD[50:]) | st.text(max_size=100))
 def test_law_any_text_decodes_or_raises_pem_error(text):
     for read in (lambda: pem.decode_one(text, LABELS, max_bytes=1000), lambda: pem.decode_bundle(text)):
