@@ -39,6 +39,9 @@ def string_match(pattern: str, *, ignore_case: bool = False) -> StringMatch:
 
 def all_of(parts: Iterable[Predicate]) -> Predicate:
     """AND; of nothing = Always."""
+    parts = tuple(parts)
+    if len(parts) == 1:  # by far the most frequent, and hashing a large part is dear
+        return parts[0]
     flat: dict[Predicate, None] = {}
     for part in parts:
         if isinstance(part, AllOf):
@@ -54,6 +57,9 @@ def all_of(parts: Iterable[Predicate]) -> Predicate:
 
 def any_of(parts: Iterable[Predicate]) -> Predicate:
     """OR; of nothing = NEVER. Equal parts count once, their order stays."""
+    parts = tuple(parts)
+    if len(parts) == 1:
+        return parts[0]
     flat: dict[Predicate, None] = {}
     for part in parts:
         if isinstance(part, Always):

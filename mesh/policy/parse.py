@@ -199,7 +199,7 @@ def _selected(spec: Node, meta: PolicyMeta) -> PolicyMeta:
         _targets(node if field == "targetRefs" else spec.child(field, [entries[field]]))
         node.warn(
             PolicyCode.TARGET_REFS,
-            f"a {meta.ref.kind} with {field} concerns gateways and waypoints; it does nothing for sidecars:"
+            f"{meta.ref.kind} with {field} concerns gateways and waypoints and does nothing for sidecars:"
             " use selector to reach workloads",
         )
     return dataclasses.replace(meta, selector=selector, gateway_only=bool(targets))
