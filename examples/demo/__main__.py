@@ -51,9 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo; the exit code."""
     options = _parser().parse_args(arguments)
     report = Report(sys.stderr if options.json else sys.stdout)
-    # A plain `kill` must clean up as well as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    _clean_up_on_signals()
     directory = Path(tempfile.mkdtemp(prefix="gh-demo-", dir=_temporary_base()))
     code = EXIT_BROKEN
     try:
@@ -125,6 +123,14 @@ def _clean_up(directory: Path, report: Report, *, keep_files: bool) -> None:
 
 def _temporary_base() -> str | None:
     return "/tmp" if len(tempfile.gettempdir()) > _LONGEST_TMP else None
+
+
+def _clean_up_on_signals() -> None:
+    """A plain `kill` cleans up as Ctrl-C does; a shell that ignores SIGINT for background jobs, too."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not under nohup
+        signal.signal(signal.SIGHUP, _interrupt)
 
 
 def _interrupt(*_: Any) -> None:

@@ -18,6 +18,7 @@ from examples.demo import meshfiles
 from examples.demo.issuer import CA_AUDIENCE, CLUSTER, new_cluster_issuer, new_user_issuer, write_atomically
 from examples.demo.layout import NAMESPACE, WORKLOADS, Layout
 from examples.demo.load import Load
+from examples.demo.meshfiles import DRAIN_SECONDS
 from examples.demo.model import DemoError
 from examples.demo.plain import call
 from examples.demo.processes import Process, stop_all, undisturbed, wait_for
@@ -29,7 +30,6 @@ from mesh.topology import SocketAddress
 REPOSITORY = Path(__file__).resolve().parents[2]
 LEAF_SECONDS = 15
 """Lifetime of the demo's SVIDs; the agent renews at half of it."""
-DRAIN_SECONDS = 3
 _START_SECONDS = 20.0
 _QUICK = 2.0
 
@@ -178,7 +178,7 @@ class Demo:
     # --- inner parts ----------------------------------------------------------------------------------
 
     def _python(self, name: str, *arguments: str) -> Process:
-        env = {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "", "GRPC_VERBOSITY": "ERROR"}
+        env = {"PYTHONPATH": str(REPOSITORY), "GRPC_VERBOSITY": "ERROR"}
         return Process(name, [sys.executable, *arguments], self.layout.log(name), env)
 
     def _app_arguments(self, name: str) -> list[str]:

@@ -16,6 +16,9 @@ from examples.demo import layout as at
 from examples.demo.issuer import AUDIENCE, USERS, USERS_JWKS, Issuer, workload_token, write_atomically
 from examples.demo.layout import NAMESPACE, WORKLOADS, Layout, principal
 
+DRAIN_SECONDS = 3
+"""How long old connections live after a change of their listener."""
+
 _OURS = "gatehouse.dev/v1alpha1"
 
 MTLS = f"""\
@@ -198,7 +201,7 @@ def _mesh() -> dict[str, Any]:
         "trustDomain": at.TRUST_DOMAIN,
         "pathNormalization": "DECODE_AND_MERGE_SLASHES",
         "forwardClientCert": "SANITIZE_SET",
-        "drainSeconds": 3,
+        "drainSeconds": DRAIN_SECONDS,
     }
     return {"apiVersion": _OURS, "kind": "Mesh", "metadata": {"name": "mesh"}, "spec": spec}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -63,7 +65,7 @@ class Process:
         """Start it (again); the log is appended to."""
         with self.log.open("ab") as out:
             self._popen = subprocess.Popen(
-                self.argv,
+                [*_die_with_parent(), *self.argv],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -112,6 +114,17 @@ class Process:
         raise DemoError(
             f"{self.name} ended with status {self._popen.returncode}; its log ({self.log}) ends:\n{tail}"
         )
+
+
+@functools.cache
+def _die_with_parent() -> tuple[str, ...]:
+    """A prefix by which the kernel ends the child when the demo is killed and cannot clean up itself."""
+    setpriv = shutil.which("setpriv")  # util-linux, from 2.33 on
+    if setpriv is None:
+        return ()
+    prefix = (setpriv, "--pdeathsig", "TERM", "--")
+    usable = subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0
+    return prefix if usable else ()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ class Report:
 
     def __init__(self, out: TextIO, *, color: bool | None = None) -> None:
         self._out = out
+        self._terminal = out.isatty() and os.environ.get("TERM") != "dumb"
         self._color = _wants_color(out) if color is None else color
 
     def title(self, text: str) -> None:
@@ -46,12 +47,20 @@ class Report:
         """One thing that was started, with its evidence."""
         self._line(f"  {self._mark(ok=True)} {what:<22}{detail}".rstrip())
 
+    def progress(self, text: str) -> None:
+        """What is being waited for: one line that is written over, on terminals only."""
+        if self._terminal:
+            self._out.write(f"\r\x1b[K{text[:WIDTH]}")
+            self._out.flush()
+
     def check(self, check: Check) -> None:
         """One check with all of its rows."""
+        self.progress("")
         self._line("")
         head = f"{check.number:>2}  {check.name}"
         tail = f"{check.seconds:.1f} s  {self._mark(ok=check.ok)}"
-        space = max(2, WIDTH - len(head) - len(f"{check.seconds:.1f} s  ok"))
+        plain = f"{check.seconds:.1f} s  {'ok' if check.ok else 'FAILED'}"
+        space = max(2, WIDTH - len(head) - len(plain))
         self._line(self._paint(head, "1") + " " * space + tail)
         for line in textwrap.wrap(check.intent, WIDTH - 4):
             self._line("    " + self._paint(line, "2"))

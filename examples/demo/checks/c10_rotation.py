@@ -26,7 +26,7 @@ def run(demo: Demo, check: Check) -> None:
     with contextlib.suppress(DemoError):  # the rows below say how many there were
         wait_for(
             "three renewals of each SVID",
-            lambda: all(len(_renewals(demo, name)) >= RENEWALS for name in WORKLOADS),
+            lambda: _enough(demo),
             seconds=_PATIENCE,
             every=0.1,
         )
@@ -54,6 +54,13 @@ def run(demo: Demo, check: Check) -> None:
         ok=tally.failures == 0 and all(tally.by_flow.values()) and bool(tally.requests),
         evidence="; ".join([tally.flows, *tally.messages[:3]]),
     )
+
+
+def _enough(demo: Demo) -> bool:
+    counts = {name: len(_renewals(demo, name)) for name in WORKLOADS}
+    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    demo.report.progress(f"10  renewals so far: {told}; load: {demo.load.tally().short}")
+    return all(count >= RENEWALS for count in counts.values())
 
 
 def _renewals(demo: Demo, workload: str) -> list[Identity]:

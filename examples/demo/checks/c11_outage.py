@@ -29,6 +29,7 @@ def run(demo: Demo, check: Check) -> None:
         expected="not ready",
         got="ready" if demo.ca_ready() else "not ready",
     )
+    demo.report.progress("11  the authority is away; waiting for a renewal to fall due")
     failing = _first_failure(demo)
     check.judge(
         "reported",
