@@ -66,10 +66,15 @@ def resolve(
     )
     entries = policies.authz.selected(mesh.root_namespace, workload.namespace, workload.labels)
     domains = mesh.trust_domains
-    key = ("authz", domains, tuple(position for position, _ in entries))
-    authz = policies.remember(key, lambda: _authz(policies, entries, mesh))
-    compiled = [(policy, policies.compiled(policy, domains)) for _, policy in entries]
-    findings += access_findings(compiled, workload, transport)
+    selected = (domains, tuple(position for position, _ in entries))
+    authz = policies.remember(("authz", *selected), lambda: _authz(policies, entries, mesh))
+    ports = tuple((port.number, port.protocol) for port in workload.ports)
+    findings += policies.remember(
+        ("remarks", *selected, ports, transport.mode, tuple(transport.ports.items())),
+        lambda: access_findings(
+            [(policy, policies.compiled(policy, domains)) for _, policy in entries], workload, transport
+        ),
+    )
     return EffectivePolicy(transport, jwt, authz, tuple(findings))
 
 
