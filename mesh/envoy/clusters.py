@@ -8,6 +8,7 @@ proxy before the endpoints that need it.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -102,8 +103,13 @@ def endpoints(service: Service, port: ServicePort, mtls: frozenset[SocketAddress
     return Resource.of(ENDPOINT, name, m.encode(assignment))
 
 
-def inbound_cluster(port: WorkloadPort) -> Resource:
-    """Cluster of the application behind a workload port."""
+def inbound_cluster(port: WorkloadPort, *, captured: bool = False) -> Resource:
+    """Cluster of the application behind a workload port.
+
+    Args:
+        captured: capture rules are in force, so that a call to the pod's own address must be told from
+            others by its source.
+    """
     name = inbound_name(port.number)
     cluster = _cluster(name)
     cluster.type = cluster_pb2.Cluster.STATIC
@@ -112,7 +118,7 @@ def inbound_cluster(port: WorkloadPort) -> Resource:
     cluster.load_assignment.endpoints.add().lb_endpoints.add().endpoint.address.CopyFrom(
         m.socket_address(port.app)
     )
-    if not port.app.host.startswith("127.") and port.app.host != "::1":
+    if captured and not ipaddress.ip_address(port.app.host).is_loopback:
         _bind_source(cluster, port.app.host)
     return Resource.of(CLUSTER, name, m.encode(cluster))
 

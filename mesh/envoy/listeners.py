@@ -185,28 +185,33 @@ def explicit_inbound(
     port: WorkloadPort, address: str, mode: MtlsMode, rules: RuleSets, context: Context
 ) -> Resource:
     """The listener of one workload port, bound to the address that peers connect to."""
-    inbound = InboundPort(
-        label=f"inbound|{port.number}",
-        kind=column(port.protocol, server_first=port.server_first),
-        mode=mode,
-        cluster=clusters.inbound_name(port.number),
-        rules=rules,
-        number=port.number,
+    name = f"inbound|{port.number}"
+    head = listener_pb2.Listener(name=name, address=m.socket_address(SocketAddress(address, port.number)))
+    # All but the address is the same for each workload under the same rules: messages may be joined.
+    kind = column(port.protocol, server_first=port.server_first)
+    body = context.cache.by_identity(
+        ("inbound-body", name, kind, mode, context.mesh),
+        rules,
+        lambda: _inbound_body(
+            InboundPort(name, kind, mode, clusters.inbound_name(port.number), rules, port.number), context
+        ),
     )
+    return Resource.of(LISTENER, name, m.encode(head) + body)
+
+
+def _inbound_body(port: InboundPort, context: Context) -> bytes:
+    """Everything of a listener but its name and address."""
     listener = listener_pb2.Listener(
-        name=inbound.label,
-        stat_prefix=inbound.label,
-        address=m.socket_address(SocketAddress(address, port.number)),
+        stat_prefix=port.label,
         traffic_direction=base_pb2.INBOUND,
-        filter_chains=inbound_chains(inbound, context),
+        filter_chains=inbound_chains(port, context),
     )
-    if inbound.sniffs_tls:
+    if port.sniffs_tls:
         listener.listener_filters.append(listener_filter(TLS_INSPECTOR, tls_inspector_pb2.TlsInspector()))
-    if inbound.sniffs_http:
+    if port.sniffs_http:
         listener.listener_filters.append(listener_filter(HTTP_INSPECTOR, http_inspector_pb2.HttpInspector()))
-    wait_for_plaintext = mode is MtlsMode.PERMISSIVE or inbound.sniffs_http
-    set_sniff_timeout(listener, wait_for_plaintext=wait_for_plaintext)
-    return Resource.of(LISTENER, listener.name, m.encode(listener))
+    set_sniff_timeout(listener, wait_for_plaintext=port.mode is MtlsMode.PERMISSIVE or port.sniffs_http)
+    return m.encode(listener)
 
 
 def set_sniff_timeout(listener: Any, *, wait_for_plaintext: bool) -> None:

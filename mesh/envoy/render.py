@@ -105,7 +105,9 @@ def _redirect(proxy: ProxyInput, context: Context) -> Iterator[Resource]:
     )
     yield redirect.virtual_outbound(workload, context)
     for port in workload.ports:
-        yield context.cache.by_value(("inbound-cluster", port), partial(clusters.inbound_cluster, port))
+        yield context.cache.by_value(
+            ("captured-cluster", port), partial(clusters.inbound_cluster, port, captured=True)
+        )
     yield clusters.blackhole()
     yield clusters.passthrough(clusters.INBOUND_PASSTHROUGH, inbound_to=workload.address)
     yield clusters.passthrough(clusters.PASSTHROUGH)

@@ -134,7 +134,7 @@ class Lab:
     mesh: MeshConfig = MESH
     pki: Pki = field(default_factory=Pki)
     identity: str = spiffe("server")
-    _sets: list[Inlined] = field(default_factory=list)
+    sets: list[Inlined] = field(default_factory=list)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _contexts: dict[Any, ssl.SSLContext] = field(default_factory=dict)
     _base: str = ""
@@ -191,7 +191,7 @@ class Lab:
             egress=tuple(replace(e, bind=SocketAddress(address, e.bind.port)) for e in egress),
         )
         proxy = ProxyInput(workload, policy, tuple(services), mesh or self.mesh)
-        self._sets.append(inline(render(proxy), suffix=f"@{name}"))
+        self.sets.append(inline(render(proxy), suffix=f"@{name}"))
         return address
 
     def __enter__(self) -> Self:
@@ -204,7 +204,7 @@ class Lab:
             self._stack.callback(server.shutdown)
         secrets = [self.pki.leaf(self.identity).secret(), self.pki.roots()]
         process = EnvoyProcess(
-            bootstrap_json(self._sets, secrets), self.directory / "envoy", log_level="warning"
+            bootstrap_json(self.sets, secrets), self.directory / "envoy", log_level="warning"
         )
         self.envoy = self._stack.enter_context(process)
         return self
