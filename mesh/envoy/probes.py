@@ -71,11 +71,12 @@ local function fetch(handle, target, timeout)
   return (body:gsub("# EOF\\n$", ""))
 end
 
-local function merge(handle, context)
+local function merge(handle, targets, timeout)
   local parts, up = {}, {"# TYPE gatehouse_scrape_up gauge\\n"}
-  for _, target in ipairs(context["targets"]) do
-    local text = fetch(handle, target, context["timeout_ms"])
-    up[#up + 1] = "gatehouse_scrape_up{target=\\"" .. target["label"] .. "\\"} " .. (text and "1" or "0") .. "\\n"
+  for _, target in ipairs(targets) do
+    local text = fetch(handle, target, timeout)
+    local name = "gatehouse_scrape_up{target=\\"" .. target["label"] .. "\\"} "
+    up[#up + 1] = name .. (text and "1" or "0") .. "\\n"
     parts[#parts + 1] = text
   end
   local headers = {[":status"] = "200", ["content-type"] = "text/plain; version=0.0.4; charset=utf-8"}
@@ -84,10 +85,10 @@ end
 
 function envoy_on_request(handle)
   local context = handle:filterContext()
-  if context["targets"] ~= nil then
-    merge(handle, context)
-  elseif context["port"] ~= nil then
-    local host = handle:headers():get(":authority"):gsub(":%d+$", "") .. ":" .. context["port"]
+  if context:get("targets") ~= nil then
+    merge(handle, context:get("targets"), context:get("timeout_ms"))
+  elseif context:get("port") ~= nil then
+    local host = handle:headers():get(":authority"):gsub(":%d+$", "") .. ":" .. context:get("port")
     handle:headers():replace(":authority", host)
   end
 end
