@@ -69,17 +69,12 @@ class Load:
         self._failures = 0
         self._began = 0.0
         self._messages: list[str] = []
-        flows: dict[str, Callable[[], Callable[[], None]]] = {
-            "web -> reviews, kept connection": lambda: _kept(
-                (layout.host("web"), at.EGRESS_REVIEWS), "/reviews/load"
-            ),
-            "web -> reviews, full handshake": lambda: _handshakes(layout.proxy("reviews"), watches),
-            "intruder -> web, fresh connection": lambda: _fresh(
-                (layout.host("intruder"), at.EGRESS_WEB), "/welcome"
-            ),
-            "ratings -> database, full handshake": lambda: _database(
-                (layout.host("ratings"), at.EGRESS_DATABASE)
-            ),
+        self._kept = _Kept((layout.host("web"), at.EGRESS_REVIEWS), "/reviews/load")
+        flows: dict[str, Callable[[], None]] = {
+            "web -> reviews, kept connection": self._kept,
+            "web -> reviews, full handshake": _handshakes(layout.proxy("reviews"), watches),
+            "intruder -> web, fresh connection": _fresh((layout.host("intruder"), at.EGRESS_WEB), "/welcome"),
+            "ratings -> database, full handshake": _database((layout.host("ratings"), at.EGRESS_DATABASE)),
         }
         self._threads = [
             threading.Thread(target=self._run, args=(name, flow), name=f"load: {name}", daemon=True)
@@ -98,6 +93,7 @@ class Load:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(_TIMEOUT)
+        self._kept.close()
 
     def seconds(self) -> float:
         """Time since the beginning."""
@@ -109,15 +105,15 @@ class Load:
             counts = dict(self._requests)
             return Tally(sum(counts.values()), self._failures, counts, tuple(self._messages))
 
-    def _run(self, name: str, flow: Callable[[], Callable[[], None]]) -> None:
-        once = flow()
+    def _run(self, name: str, once: Callable[[], None]) -> None:
         while not self._stop.is_set():
             problem = ""
             try:
                 once()
             except (OSError, LoadError, http.client.HTTPException) as error:
                 problem = f"{time.strftime('%H:%M:%S')} {name}: {type(error).__name__}: {error}"
-                once = flow()  # a kept connection may be gone
+                if once is self._kept:
+                    self._kept.close()  # the next request shall have a connection that works
             with self._lock:
                 self._requests[name] += 1
                 if problem:
@@ -132,16 +128,23 @@ def _require_ok(status: int | None, text: str) -> None:
         raise LoadError(f"{status} {text[:100]}")
 
 
-def _kept(target: tuple[str, int], path: str) -> Callable[[], None]:
-    connection: socket.socket | None = None
+class _Kept:
+    """One connection for all requests."""
 
-    def once() -> None:
-        nonlocal connection
-        if connection is None:
-            connection = socket.create_connection(target, _TIMEOUT)
-        _require_ok(*exchange(connection, "GET", path, {}))
+    def __init__(self, target: tuple[str, int], path: str) -> None:
+        self._target = target
+        self._path = path
+        self._connection: socket.socket | None = None
 
-    return once
+    def __call__(self) -> None:
+        if self._connection is None:
+            self._connection = socket.create_connection(self._target, _TIMEOUT)
+        _require_ok(*exchange(self._connection, "GET", self._path, {}))
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def _fresh(target: tuple[str, int], path: str) -> Callable[[], None]:
