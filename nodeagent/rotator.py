@@ -11,9 +11,9 @@ import asyncio
 import datetime as dt
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 from mesh.clock import Clock
@@ -29,6 +29,7 @@ from nodeagent.core.snapshot import IdentitySnapshot, TrustBundle
 from nodeagent.core.svid import check_reply
 from nodeagent.keys import new_request
 from nodeagent.metrics import AgentMetrics
+from nodeagent.tokens import TokenSource, token_stamp
 
 MAX_SKEW_WITHOUT_WARNING: Final = 60.0
 ROOTS_LEAD: Final = 0.2
@@ -47,13 +48,25 @@ class Signer(Protocol):
     """What a rotator needs from `nodeagent.ca_client.CaClient`."""
 
     async def sign(
-        self, *, csr_pem: str, token_file: Path, priority: Priority, validity: dt.timedelta | None = None
+        self,
+        *,
+        csr_pem: str,
+        token_file: TokenSource,
+        priority: Priority,
+        validity: dt.timedelta | None = None,
     ) -> CaReply:
-        """Send a CSR with the token of that file."""
+        """Send a CSR with that token."""
         ...
 
 
 Publish = Callable[[IdentitySnapshot, ResourceSet], None]
+Wait = Callable[[asyncio.Event, float], Awaitable[None]]
+
+
+async def wait_for_event(event: asyncio.Event, seconds: float) -> None:
+    """Return when the event is set, or after `seconds`."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +96,7 @@ class Rotator:
 
     Args:
         spiffe_id: the identity to ask for.
-        token_file: the workload's token, read again at each attempt.
+        token_file: the workload's token (a file, or memory), read again at each attempt.
         signer: client of the authority, shared by all rotators.
         publish: takes each new snapshot with its SDS secrets.
         metrics: the agent's metrics.
@@ -92,13 +105,15 @@ class Rotator:
         rng: source of jitter; the system's in production.
         validity: lifetime to ask for; None = the authority's default.
         rotation: schedule; default is the standard one with `rng`.
+        roots_lead: seconds by which changed roots go first.
+        wait: waits for an event with a limit in seconds.
     """
 
     def __init__(
         self,
         *,
         spiffe_id: SpiffeId,
-        token_file: Path,
+        token_file: TokenSource,
         signer: Signer,
         publish: Publish,
         metrics: AgentMetrics,
@@ -108,6 +123,7 @@ class Rotator:
         validity: dt.timedelta | None = None,
         rotation: Rotation | None = None,
         roots_lead: float = ROOTS_LEAD,
+        wait: Wait = wait_for_event,
     ) -> None:
         self.spiffe_id = spiffe_id
         self.token_file = token_file
@@ -119,10 +135,11 @@ class Rotator:
         self._rotation = rotation or Rotation(rng=rng or random.SystemRandom())
         self._validity = validity
         self._roots_lead = roots_lead
+        self._wait = wait
         self._wake = asyncio.Event()
         self._snapshot = IdentitySnapshot()
         self._published = IdentitySnapshot()
-        self._token_seen: tuple[int, int, int] | None = None
+        self._token_seen: object = None
         self._last_error: MeshError | None = None
         self._issued = 0
         self._skewed = False
@@ -174,7 +191,7 @@ class Rotator:
 
     async def _attempt(self, priority: Priority) -> None:
         key, csr_pem = new_request(self.spiffe_id)
-        self._token_seen = _signature(self.token_file)
+        self._token_seen = token_stamp(self.token_file)
         started = self._monotonic()
         try:
             reply = await self._signer.sign(
@@ -256,14 +273,12 @@ class Rotator:
         self._publish(snapshot, secrets_of(snapshot))
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not beyond a tick, and not when the token changes after a refusal."""
-        try:
-            await asyncio.wait_for(self._wake.wait(), min(seconds, TICK))
-        except TimeoutError:
-            seen = self._token_seen
-            if self._rotation.backoff.failures and _signature(self.token_file) != seen:
-                self._rotation.retry_now()
+        """Wait, but not beyond a tick, and not on when the token changed after a failure."""
+        await self._wait(self._wake, min(seconds, TICK))
         self._wake.clear()
+        if self._rotation.backoff.failures and token_stamp(self.token_file) != self._token_seen:
+            self._token_seen = token_stamp(self.token_file)
+            self._rotation.retry_now()
 
 
 def secrets_of(snapshot: IdentitySnapshot) -> ResourceSet:
@@ -284,12 +299,3 @@ def _bundle_secrets(bundle: TrustBundle) -> list[Resource]:
     return [roots_secret(name, bundle.roots_der) for name in names] + [
         bundles_secret(SDS_ALL_BUNDLES, {bundle.trust_domain: bundle.roots_der})
     ]
-
-
-def _signature(path: Path) -> tuple[int, int, int] | None:
-    """Tells a replaced file from the same one; None when there is none."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -34,7 +34,7 @@ class NodeagentCa:
     Args:
         identity: that every token proves.
         lifetime: of leaves; seconds are allowed.
-        issuing_lifetime: of the issuing certificate, to see leaves clamped.
+        hierarchy: its certificates; default is a new one, made a hundred days ago.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class NodeagentCa:
     ) -> None:
         self.clock = clock
         self.identity = identity
-        self.hierarchy = hierarchy or make_hierarchy(now=clock.now() - dt.timedelta(days=1))
+        self.hierarchy = hierarchy or make_hierarchy(now=clock.now() - dt.timedelta(days=100))
         self.trusted = self.hierarchy.roots  # what the "TLS connection" was verified with
         self.profile = Profile(
             default_lifetime=lifetime,
