@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from tests.bench import rows_ca
+from tests.bench import rows_agent, rows_ca
 from tests.bench.measure import Row
 
 SUITES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "ca": rows_ca.rows,
+    "agent": rows_agent.rows,
 }
 
 

@@ -23,7 +23,7 @@ from ca.core.authority import Authority
 from ca.core.profile import Profile, SelfCheck
 from ca.limits import Limiter, Limits
 from ca.metrics import CaMetrics
-from ca.requests import CertificateRequest, KeyMemory
+from ca.requests import CertificateRequest, KeyMemory, RequestHead
 from ca.service import IssuanceService
 from mesh.obs import logs
 from tests.bench.measure import Row, at_least, interleaved, openssl_p256, rate
@@ -83,7 +83,9 @@ def rows() -> Iterator[Row]:
     )
     signing = rsa.generate_private_key(65537, 2048)
     keys, token = key_set(signing), projected_token(signing, now)
-    service, whole = _service(checked, keys, token, request)
+    service = _service(checked, keys)
+    head = RequestHead(presented=Presented(authorization=(f"Bearer {token}",)))
+    message = CertificateRequest(csr_pem=request)
 
     def issue(authority: Authority) -> object:
         key = csr.prove(request, identity, authority.profile)
@@ -107,7 +109,7 @@ def rows() -> Iterator[Row]:
             "limit": limit,
             "bare": lambda: rate(lambda: issue(bare)),
             "checked": lambda: rate(lambda: issue(checked)),
-            "service": lambda: rate(lambda: service.issue(whole, now)),
+            "service": lambda: rate(lambda: service.issue(head, lambda: message, now)),
             "raw": lambda: rate(
                 lambda: public.verify(signature, b"m" * 900, padding.PKCS1v15(), hashes.SHA256())
             ),
@@ -142,12 +144,10 @@ def _pyjwt(token: str, key: rsa.RSAPublicKey, now: dt.datetime) -> object:
     )
 
 
-def _service(
-    authority: Authority, keys: KeySet, token: str, request: str
-) -> tuple[IssuanceService, CertificateRequest]:
+def _service(authority: Authority, keys: KeySet) -> IssuanceService:
     logs.configure(service="bench", level="info", json=True, stream=io.StringIO())
     hierarchy = ca_factory.make_hierarchy()
-    service = IssuanceService(
+    return IssuanceService(
         authenticator=Chain([TokenAuthenticator(_policy(hierarchy), FixedKeys(keys))]),
         limiter=Limiter(Limits(caller_rate=1e9, caller_burst=10**9)),
         authority=lambda: authority,
@@ -156,6 +156,5 @@ def _service(
         clusters=frozenset({"Kubernetes"}),
         audit=Audit(),
         metrics=CaMetrics(CollectorRegistry()),
+        issued=lambda _: None,
     )
-    presented = Presented(authorization=(f"Bearer {token}",))
-    return service, CertificateRequest(csr_pem=request, presented=presented)
