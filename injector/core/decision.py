@@ -1,7 +1,8 @@
 """Inject or leave alone: one pure function, one code for each outcome.
 
 Rows are tried in this order; the first that holds decides. `explicit` = the pod itself says so
-(label `sidecar.istio.io/inject`, or the deprecated annotation of that name; the label wins).
+(label `sidecar.istio.io/inject`, or the deprecated annotation of that name; the label wins). An annotation
+cannot *enable* injection where the namespace does not: the API server selects by labels only.
 
 ===  ===========================================================  ======  =====================
 row  condition                                                    result  code
@@ -14,30 +15,47 @@ row  condition                                                    result  code
  6   explicit, neither true nor false                             deny    invalid_inject_value *
  7   namespace says disabled                                      skip    namespace_disabled
  8   never-selector matches, no explicit yes                      skip    never_selector
- 9   nobody opted in                                              skip    not_selected
+ 9   nobody opted in, or another revision is meant                skip    not_selected
  10  hostNetwork                                                  skip    host_network *
  11  sidecar of another mesh                                      skip    foreign_sidecar *
 ===  ===========================================================  ======  =====================
 
-Codes with * warn the client. An explicit yes that still ends in a skip always warns: its author
-asked for something that does not happen. Later rows (uid clash, bad options, up to date) need the
-rendered pod and are decided in `injector.core.inject`.
+Rows 10 and 11 deny in strict namespaces. Codes with * warn the client. An explicit yes that still ends
+in a skip always warns: its author asked for something that does not happen. Later rows (uid clash, bad
+options, up to date) need the rendered pod and are decided in `injector.core.inject`.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from injector.core.options import INJECT
+from injector.core import podjson, status
+from injector.core.keys import DISABLED, ENABLED, INJECT, NAMESPACE_LABEL, REVISION, STATUS
+from injector.core.selectors import LabelSelector, SelectorCode, SelectorError
 from mesh.errors import Code
 
 PROXY, INIT = "istio-proxy", "istio-init"
-NAMESPACE_LABEL = "istio-injection"
+DEFAULT_REVISION = "default"
 SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease", "local-path-storage"})
-_FOREIGN = ("linkerd-proxy", "consul-dataplane", "envoy-sidecar", "kuma-sidecar")
+
+_FOREIGN_NAMES = frozenset(
+    {
+        "linkerd-proxy",
+        "linkerd-init",
+        "consul-dataplane",
+        "consul-connect-inject-init",
+        "envoy-sidecar",
+        "kuma-sidecar",
+        "kuma-init",
+        "osm-init",
+    }
+)
+_FOREIGN_IMAGES = ("istio/proxyv2", "linkerd/proxy", "kuma-dp", "consul-dataplane", "openservicemesh/init")
+_OS_LABELS = frozenset({"kubernetes.io/os", "beta.kubernetes.io/os"})
+_MIRROR = "kubernetes.io/config.mirror"
 
 
 class Outcome(enum.Enum):
@@ -93,30 +111,63 @@ class Selection:
 
     Attributes:
         namespaces_by_default: inject pods of namespaces that say nothing.
-        never: label selectors (matchLabels); any match is a no, unless the pod says yes.
-        always: label selectors; any match is a yes for pods that say nothing.
+        opt_in_only: a label of the namespace is not enough, the pod must ask.
+        pods_override_disabled: a pod's label may ask for a sidecar in a namespace that says disabled.
+        never: any match is a no, unless the pod says yes.
+        always: any match is a yes for pods that say nothing.
         excluded_namespaces: beside the system namespaces, e.g. the one of the control plane.
+        strict_namespaces: a pod that asks or is asked for, but cannot be injected, is denied there.
+        revision: name of this injector for the label `istio.io/rev`; `default` also serves the label
+            `istio-injection`.
+        tags: further names of this revision.
     """
 
     namespaces_by_default: bool = False
-    never: tuple[Mapping[str, str], ...] = ()
-    always: tuple[Mapping[str, str], ...] = ()
+    opt_in_only: bool = False
+    pods_override_disabled: bool = False
+    never: tuple[LabelSelector, ...] = ()
+    always: tuple[LabelSelector, ...] = ()
     excluded_namespaces: frozenset[str] = frozenset()
+    strict_namespaces: frozenset[str] = frozenset()
+    revision: str = DEFAULT_REVISION
+    tags: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Refuse selectors without requirements: they would match every pod of the cluster."""
+        for selector in (*self.never, *self.always):
+            if not selector.requirements:
+                raise SelectorError(
+                    SelectorCode.INVALID,
+                    "an empty selector matches every pod; next: name labels, or remove the selector",
+                )
+
+
+def applicable(request: Mapping[str, Any]) -> Decision | None:
+    """Row 1 for an AdmissionRequest: None when it is the creation of a pod."""
+    kind = request.get("kind") or {}
+    found = (kind.get("group") or "", kind.get("version"), kind.get("kind"))
+    if found == ("", "v1", "Pod") and request.get("operation") == "CREATE" and not request.get("subResource"):
+        return None
+    what = f"{request.get('operation')!r:.20} of {kind.get('kind')!r:.40}"
+    if request.get("subResource"):
+        what += f" (subresource {request['subResource']!r:.40})"
+    return _skip(Reason.NOT_APPLICABLE, f"only the creation of v1 pods is looked at, this is {what}")
 
 
 def decide(
     pod: Mapping[str, Any], namespace: str, namespace_labels: Mapping[str, str], selection: Selection
 ) -> Decision:
     """Rows 2 to 11 of the table, for the raw JSON of a pod that is being created."""
-    labels = _labels(pod)
-    explicit = _explicit(pod)
+    explicit, by_label = _explicit(pod)
     wants = explicit == "true"
-    refused = _excluded(pod)
+    refused: Decision | None
     if namespace in SYSTEM_NAMESPACES | selection.excluded_namespaces:
         refused = _skip(
             Reason.SYSTEM_NAMESPACE,
             f"namespace {namespace} is never injected: the cluster's own services live there",
         )
+    else:
+        refused = _excluded(pod)
     if refused is None and explicit == "false":
         return _skip(Reason.POD_OPT_OUT, f"the pod says {INJECT}=false")
     if refused is None and explicit not in {"", "true"}:
@@ -127,7 +178,8 @@ def decide(
             warn=True,
         )
     if refused is None:
-        refused = _unselected(labels, namespace, namespace_labels, selection, wants=wants) or _unfit(pod)
+        view = _View(podjson.labels_of(pod), namespace, namespace_labels, selection)
+        refused = view.unselected(wants=wants, by_label=by_label) or _unfit(pod, namespace, selection)
     if refused is None:
         return Decision(Outcome.INJECT, Reason.INJECTED, "the sidecar is added")
     if wants and not refused.warn:
@@ -144,27 +196,19 @@ def _skip(reason: Reason, message: str, *, warn: bool = False) -> Decision:
     return Decision(Outcome.SKIP, reason, message, warn)
 
 
-def _labels(pod: Mapping[str, Any]) -> Mapping[str, str]:
-    return (pod.get("metadata") or {}).get("labels") or {}
-
-
-def _explicit(pod: Mapping[str, Any]) -> str:
-    """The pod's own word, lower case; the label is read first, `""` when there is none."""
-    meta = pod.get("metadata") or {}
-    for owner in (meta.get("labels") or {}, meta.get("annotations") or {}):
-        if INJECT in owner:
-            return str(owner[INJECT]).strip().lower() or "(empty)"
-    return ""
+def _explicit(pod: Mapping[str, Any]) -> tuple[str, bool]:
+    """The pod's own word, lower case ("" = none), and whether a label says it. The label is read first."""
+    for found, by_label in ((podjson.labels_of(pod), True), (podjson.annotations_of(pod), False)):
+        if INJECT in found:
+            return found[INJECT].strip().lower() or "(empty)", by_label
+    return "", False
 
 
 def _excluded(pod: Mapping[str, Any]) -> Decision | None:
-    meta, spec = pod.get("metadata") or {}, pod.get("spec") or {}
-    owners: Sequence[Mapping[str, Any]] = meta.get("ownerReferences") or ()
-    if "kubernetes.io/config.mirror" in (meta.get("annotations") or {}) or any(
-        o.get("kind") == "Node" for o in owners
-    ):
+    owners = podjson.metadata(pod).get("ownerReferences") or ()
+    if _MIRROR in podjson.annotations_of(pod) or any(owner.get("kind") == "Node" for owner in owners):
         return _skip(Reason.MIRROR_POD, "a static pod is run by its node whatever the API server says")
-    if _is_windows(spec):
+    if _is_windows(podjson.spec(pod)):
         return _skip(Reason.WINDOWS_POD, "the proxy runs on Linux only", warn=True)
     return None
 
@@ -172,71 +216,98 @@ def _excluded(pod: Mapping[str, Any]) -> Decision | None:
 def _is_windows(spec: Mapping[str, Any]) -> bool:
     if (spec.get("os") or {}).get("name") == "windows":
         return True
-    if (spec.get("nodeSelector") or {}).get("kubernetes.io/os") == "windows":
+    if any((spec.get("nodeSelector") or {}).get(label) == "windows" for label in _OS_LABELS):
         return True
-    required = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
-        "requiredDuringSchedulingIgnoredDuringExecution"
-    ) or {}
-    terms: Sequence[Mapping[str, Any]] = required.get("nodeSelectorTerms") or ()
+    affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    terms = required.get("nodeSelectorTerms") or ()
     # Terms are alternatives: a Windows node is certain only when each of them asks for one.
-    return bool(terms) and all(
-        any(
-            e.get("key") == "kubernetes.io/os"
-            and e.get("operator") == "In"
-            and e.get("values") == ["windows"]
-            for e in term.get("matchExpressions") or ()
-        )
-        for term in terms
+    return bool(terms) and all(_asks_for_windows(term.get("matchExpressions") or ()) for term in terms)
+
+
+def _asks_for_windows(expressions: Iterable[Mapping[str, Any]]) -> bool:
+    return any(
+        e.get("key") in _OS_LABELS and e.get("operator") == "In" and e.get("values") == ["windows"]
+        for e in expressions
     )
 
 
-def _unselected(
-    labels: Mapping[str, str],
-    namespace: str,
-    namespace_labels: Mapping[str, str],
-    selection: Selection,
-    *,
-    wants: bool,
-) -> Decision | None:
-    said = namespace_labels.get(NAMESPACE_LABEL, "")
-    if said and said != "enabled":
-        return _skip(Reason.NAMESPACE_DISABLED, f"namespace {namespace} is labelled {NAMESPACE_LABEL}={said}")
-    if wants:
-        return None
-    for selector in selection.never:
-        if _matches(selector, labels):
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What rows 7 to 9 look at."""
+
+    labels: Mapping[str, str]
+    namespace: str
+    namespace_labels: Mapping[str, str]
+    selection: Selection
+
+    def unselected(self, *, wants: bool, by_label: bool) -> Decision | None:
+        selection, said = self.selection, self.namespace_labels.get(NAMESPACE_LABEL)
+        refused_by_namespace = said is not None and said != ENABLED
+        if refused_by_namespace and not (wants and by_label and selection.pods_override_disabled):
             return _skip(
-                Reason.NEVER_SELECTOR, f"the pod's labels match the never-inject selector {dict(selector)}"
+                Reason.NAMESPACE_DISABLED,
+                f"namespace {self.namespace} is labelled {NAMESPACE_LABEL}={said!s:.40}"
+                f" (allowed are {ENABLED} and {DISABLED})",
             )
-    if (
-        said == "enabled"
-        or selection.namespaces_by_default
-        or any(_matches(s, labels) for s in selection.always)
-    ):
-        return None
-    return _skip(
-        Reason.NOT_SELECTED,
-        f"neither the pod nor namespace {namespace} asks for a sidecar; next: kubectl label namespace"
-        f" {namespace} {NAMESPACE_LABEL}=enabled",
-    )
+        meant = self._revision(said)
+        if meant not in {selection.revision, *selection.tags}:
+            return _skip(
+                Reason.NOT_SELECTED,
+                f"the labels name revision {meant!r:.60}; this injector is revision {selection.revision!r}",
+            )
+        silent = said is None and REVISION not in self.namespace_labels
+        if wants and (by_label or not silent):
+            return None
+        for selector in selection.never:
+            if selector.matches(self.labels):
+                return _skip(
+                    Reason.NEVER_SELECTOR, f"the pod's labels match the never-inject selector: {selector}"
+                )
+        if any(selector.matches(self.labels) for selector in selection.always):
+            return None
+        asked = selection.namespaces_by_default or not silent or REVISION in self.labels
+        if asked and not selection.opt_in_only:
+            return None
+        return _skip(Reason.NOT_SELECTED, self._next_step(wants=wants))
+
+    def _revision(self, said: str | None) -> str:
+        """Whose pod it is. The label `istio-injection` beats the namespace's revision, that the pod's."""
+        if said == ENABLED:
+            return DEFAULT_REVISION
+        return self.namespace_labels.get(REVISION) or self.labels.get(REVISION) or DEFAULT_REVISION
+
+    def _next_step(self, *, wants: bool) -> str:
+        if wants:
+            return f"the annotation {INJECT} selects nothing; next: set it as a label of the pod"
+        if self.selection.opt_in_only:
+            return f"pods have to ask for a sidecar here; next: label the pod {INJECT}=true"
+        return (
+            f"neither the pod nor namespace {self.namespace} asks for a sidecar; next: kubectl label"
+            f" namespace {self.namespace} {NAMESPACE_LABEL}={ENABLED}"
+        )
 
 
-def _unfit(pod: Mapping[str, Any]) -> Decision | None:
-    spec = pod.get("spec") or {}
-    if spec.get("hostNetwork"):
-        return _skip(
+def _unfit(pod: Mapping[str, Any], namespace: str, selection: Selection) -> Decision | None:
+    outcome = Outcome.DENY if namespace in selection.strict_namespaces else Outcome.SKIP
+    if podjson.spec(pod).get("hostNetwork"):
+        return Decision(
+            outcome,
             Reason.HOST_NETWORK,
             "hostNetwork is true: capture rules would redirect the whole node's traffic",
             warn=True,
         )
-    names = {c.get("name") for key in ("containers", "initContainers") for c in spec.get(key) or ()}
-    foreign = sorted(names & set(_FOREIGN))
+    foreign = _foreign_sidecar(pod)
     if foreign:
-        return _skip(
-            Reason.FOREIGN_SIDECAR, f"container {foreign[0]} is the sidecar of another mesh", warn=True
-        )
+        return Decision(outcome, Reason.FOREIGN_SIDECAR, foreign, warn=True)
     return None
 
 
-def _matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    return bool(selector) and all(labels.get(k) == v for k, v in selector.items())
+def _foreign_sidecar(pod: Mapping[str, Any]) -> str:
+    for container in (*podjson.listed(pod, "initContainers"), *podjson.listed(pod, "containers")):
+        name, image = container["name"], str(container.get("image") or "")
+        if name in _FOREIGN_NAMES or any(part in image for part in _FOREIGN_IMAGES):
+            return f"container {name:.63} is the sidecar of another mesh"
+    if status.is_foreign(podjson.annotations_of(pod).get(STATUS, "")):
+        return f"annotation {STATUS} was written by another injector; next: remove it"
+    return ""

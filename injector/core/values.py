@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
-_QUANTITY = re.compile(r"(?P<number>[0-9]{1,15}(\.[0-9]{1,9})?)(?P<unit>m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
+from mesh import ports
+
+_QUANTITY = re.compile(
+    r"(?P<number>[0-9]{1,15}(\.[0-9]{1,9})?)(?P<unit>n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?"
+)
 _UNITS: dict[str | None, Decimal] = {
     None: Decimal(1),
+    "n": Decimal("0.000000001"),
+    "u": Decimal("0.000001"),
     "m": Decimal("0.001"),
     **{u: Decimal(1000) ** i for i, u in enumerate(("k", "M", "G", "T", "P", "E"), 1)},
     **{u: Decimal(1024) ** i for i, u in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
@@ -23,7 +30,21 @@ _IMAGE = re.compile(
 _COMPONENTS = re.compile(r"[a-z0-9_]{1,40}:(trace|debug|info|warning|error|critical|off)")
 _LEVELS = ("trace", "debug", "info", "warning", "error", "critical", "off")
 _MAX_JSON = 32 << 10
+_MAX_TARGETS = 16
+_METRICS_PATH = re.compile(r"/[A-Za-z0-9_.~!$&'()*+,;=:@%/?-]{0,500}")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _PREFIXES = re.compile(r"[A-Za-z0-9_.|-]{1,100}")
+
+
+@dataclass(frozen=True, slots=True)
+class ScrapeTarget:
+    """A port of the application that serves metrics, and the path."""
+
+    port: int
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.port}:{self.path}"
 
 
 def quantity(text: str) -> str:
@@ -90,19 +111,74 @@ def words(text: str) -> tuple[str, ...]:
     return items
 
 
+def scrape_targets(text: str) -> tuple[ScrapeTarget, ...]:
+    """A comma list of `port` or `port:path`, e.g. `8080:/metrics,9100`."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items or len(items) > _MAX_TARGETS:
+        raise ValueError(f"expected 1 to {_MAX_TARGETS} targets such as 8080:/metrics")
+    found = [scrape_target(port, path) for port, _, path in (item.partition(":") for item in items)]
+    if len({target.port for target in found}) != len(found):
+        raise ValueError("two targets have the same port")
+    return tuple(found)
+
+
+def scrape_target(port: str, path: str) -> ScrapeTarget:
+    """A target from the texts of two annotations; an empty path is `/metrics`."""
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise ValueError(f"{port[:40]!r} is not a port (1 to 65535)")
+    if int(port) in ports.RESERVED:
+        raise ValueError(f"port {port} belongs to the proxy; name a port of the application")
+    path = path or "/metrics"
+    if not _METRICS_PATH.fullmatch(path):
+        raise ValueError(f"{path[:40]!r} is not a path such as /metrics")
+    return ScrapeTarget(int(port), path)
+
+
 def named_objects(text: str) -> Mapping[str, Mapping[str, Any]]:
-    """JSON: an object of objects by name, or (as the API reference has it) a list with `name` in each."""
+    """JSON: an object of objects by name, or (as the API reference has it) a list with `name` in each.
+
+    Names are those of volumes: DNS labels.
+    """
     if len(text) > _MAX_JSON:
         raise ValueError(f"expected at most {_MAX_JSON >> 10} KiB of JSON")
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON: {error}") from error
+    data = strict_json(text)
     if isinstance(data, list) and all(isinstance(d, dict) and isinstance(d.get("name"), str) for d in data):
         named = {d["name"]: {k: v for k, v in d.items() if k != "name"} for d in data}
         if len(named) != len(data):
             raise ValueError("two entries have the same name")
-        return named
+        data = named
     if not isinstance(data, dict) or not all(isinstance(v, dict) for v in data.values()):
         raise ValueError('expected an object such as {"my-volume": {...}}')
+    for name in data:
+        if not _LABEL.fullmatch(name):
+            raise ValueError(f"{name[:63]!r} is not a name (lower-case letters, digits and -, at most 63)")
     return data
+
+
+def strict_json(text: str) -> Any:
+    """JSON that every reader understands alike: no duplicate key, no NaN, no lone surrogate.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    try:
+        data = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        json.dumps(data, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON: {error}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("expected JSON: half of a surrogate pair") from error
+    except RecursionError as error:
+        raise ValueError("expected JSON: nested too deeply") from error
+    return data
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"expected JSON: {name} is no JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("expected JSON: a key occurs twice in one object")
+    return found
