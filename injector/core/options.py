@@ -47,6 +47,11 @@ _OURS = (
     "inject.istio.io/",
     "prometheus.istio.io/",
 )
+_CONTENTS = {
+    STATUS: "JSON: version, digest of the mesh's settings, mode, what was added and what was replaced",
+    OVERRIDES: "JSON: the `istio-proxy` container that the author declared",
+    REVISION: "revision of the injector",
+}
 _WRITTEN = frozenset({INJECT, STATUS, OVERRIDES})
 
 
@@ -159,17 +164,15 @@ def reference_page() -> str:
         "",
         "## Refused",
         "",
-        "These mean something to Istio and nothing here. A pod with one of them is",
+        "These mean something to Istio and nothing here. A pod with one of them is denied, so that nobody",
+        "relies on it.",
+        "",
+        "| annotation | why |",
+        "| --- | --- |",
     ]
-    lines += ["denied, so that nobody relies on it.", "", "| annotation | why |", "| --- | --- |"]
     lines += [f"| `{key}` | {why} |" for key, why in REFUSED.items()]
     lines += ["", "## Written by the injector", "", "| annotation | contents |", "| --- | --- |"]
-    lines += [
-        f"| `{STATUS}` | JSON: schema and version, digest of the mesh's settings, mode (`native` or `classic`),"
-        " what was added and what was replaced |",
-        f"| `{OVERRIDES}` | JSON: the `istio-proxy` container that the author declared |",
-        f"| `{REVISION}` | revision of the injector |",
-    ]
+    lines += [f"| `{key}` | {what} |" for key, what in _CONTENTS.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -183,4 +186,5 @@ def _default(value: object) -> str:
             return f"`{value.value}`"
         case () | "" | {}:
             return "none"
-    return f"`{value}`"
+        case _:
+            return f"`{value}`"
