@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from examples.demo import layout as at
-from examples.demo.harness import LEAF_SECONDS, Demo
+from examples.demo.harness import LEAF_SECONDS, REPOSITORY, Demo
 from examples.demo.issuer import TOKEN_SECONDS, user_claims
 from examples.demo.layout import WORKLOADS
 from examples.demo.meshfiles import write_tokens
@@ -97,16 +97,17 @@ def describe(demo: Demo) -> str:
 
 
 def stay(demo: Demo) -> None:
-    """Keep everything running, with fresh tokens, until Ctrl-C.
-
-    Raises:
-        DemoError: a part died.
-    """
+    """Keep everything running, with fresh tokens, until Ctrl-C; say so when a part ends."""
+    parts = [demo.ca, demo.agent, *demo.apps.values(), *demo.envoys.values()]
     refreshed = time.monotonic()
     while True:
         time.sleep(_TICK)
-        for process in (demo.ca, demo.agent, *demo.apps.values(), *demo.envoys.values()):
-            process.require_running()
+        for process in [part for part in parts if not part.running]:
+            parts.remove(process)  # killing parts is part of the fun: the others go on
+            command = shlex.join(process.argv) if process is demo.ca or process is demo.agent else ""
+            demo.report.text(f"{process.name} has ended (log: {process.log}); the other parts go on")
+            if command:
+                demo.report.text(f"  start it again: cd {REPOSITORY} && {command}")
         if time.monotonic() - refreshed > _REFRESH:
             write_tokens(demo.layout, demo.cluster)
             write_user_tokens(demo)
