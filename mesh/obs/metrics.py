@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Self, TypeVar, cast, overload
+from typing import Any, Final, Generic, Literal, Self, TypeVar, cast, overload
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -121,9 +121,21 @@ def counter(name: str, help_text: str, *, labels: Sequence[str] = ()) -> Declare
     return Declared(Counter, _doc(name, "counter", help_text, labels))
 
 
-def gauge(name: str, help_text: str, *, labels: Sequence[str] = ()) -> Declared[Gauge]:
-    """Declare a gauge; the name ends in a unit, a plural noun (a count), or a state."""
-    return Declared(Gauge, _doc(name, "gauge", help_text, labels))
+def gauge(
+    name: str,
+    help_text: str,
+    *,
+    labels: Sequence[str] = (),
+    across: Literal["all", "min", "max", "sum"] = "all",
+) -> Declared[Gauge]:
+    """Declare a gauge; the name ends in a unit, a plural noun (a count), or a state.
+
+    Args:
+        across: what several worker processes show together (`PROMETHEUS_MULTIPROC_DIR`); `all` keeps
+            them apart. Workers that have ended do not count.
+    """
+    mode = "liveall" if across == "all" else f"live{across}"
+    return Declared(Gauge, _doc(name, "gauge", help_text, labels), multiprocess_mode=mode)
 
 
 def histogram(
