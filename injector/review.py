@@ -1,0 +1,320 @@
+"""AdmissionReview v1: bytes in, bytes out. The only module that knows its shape.
+
+What the API server does with an answer decides what each refusal is. An HTTP status other than 200
+is a *call failure*: it applies the webhook's failurePolicy. `allowed: false` is a *denial*, always. So
+what is wrong with the request itself, or with us, is a status; what is wrong with the pod is a denial.
+
+Bounds: 6 MiB of request; warnings of 120 characters each and 4096 together (the API server cuts and
+drops longer ones); 8 KiB of denial; 1 KiB for each audit annotation.
+"""
+
+from __future__ import annotations
+
+import base64
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from injector.core.decision import Decision, Outcome, Reason, applicable
+from injector.core.inject import Result
+from mesh.errors import Category, Code, MeshError
+
+API_VERSION: Final = "admission.k8s.io/v1"
+KIND: Final = "AdmissionReview"
+MEDIA_TYPE: Final = "application/json"
+MAX_BODY: Final = 6 << 20
+MAX_WARNING: Final = 120
+MAX_WARNINGS: Final = 4096
+MAX_MESSAGE: Final = 8 << 10
+MAX_AUDIT: Final = 1 << 10
+_MAX_UID: Final = 128
+_MAX_NAME: Final = 253
+_UNPROCESSABLE: Final = frozenset(
+    {Reason.INVALID_OPTION, Reason.INVALID_INJECT_VALUE, Reason.UID_CLASH, Reason.GID_CLASH}
+)
+
+
+class ReviewCode(Code):
+    """Why a request got no review; `bad_pod` is a denial, all others a status."""
+
+    METHOD = "review_method"
+    MEDIA_TYPE = "review_media_type"
+    ENCODING = "review_content_encoding"
+    TOO_LARGE = "review_too_large"
+    EMPTY = "review_empty"
+    CUT = "review_cut"
+    SLOW = "review_slow"
+    NOT_JSON = "review_not_json"
+    VERSION = "review_version"
+    REQUEST = "review_request"
+    UID = "review_uid"
+    BAD_POD = "review_bad_pod"
+    LATE = "review_late"
+    NOT_READY = "review_not_ready"
+    INTERNAL = "review_internal"
+
+
+class ReviewError(MeshError):
+    """A request that is no AdmissionReview, or that cannot be answered now.
+
+    Attributes:
+        status: of the HTTP answer.
+    """
+
+    def __init__(
+        self,
+        code: ReviewCode,
+        status: int,
+        public: str,
+        *,
+        category: Category = Category.INVALID_ARGUMENT,
+        private: str | None = None,
+    ) -> None:
+        super().__init__(code, public, category=category, private=private)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """A request that is one.
+
+    Attributes:
+        namespace: of the request; the pod's own is empty when a controller creates it.
+        pod: raw JSON; empty when `settled` or `fault` says that it is not to be looked at.
+        settled: the decision about a request that is not the creation of a pod.
+        fault: what is wrong with the pod's own shape, empty when nothing is.
+    """
+
+    uid: str
+    namespace: str
+    dry_run: bool = False
+    pod: Mapping[str, Any]
+    settled: Decision | None = None
+    fault: str = ""
+
+
+def check_head(method: str, media_type: str, encoding: str, length: int | None) -> None:
+    """What the head of a request tells before its body is read.
+
+    Args:
+        media_type: value of Content-Type, with or without parameters.
+        encoding: value of Content-Encoding.
+        length: Content-Length; None when the body is chunked.
+
+    Raises:
+        ReviewError: 405, 415, 400 or 413.
+    """
+    if method != "POST":
+        raise ReviewError(ReviewCode.METHOD, 405, f"method {method[:20]!r}: reviews are sent by POST")
+    if media_type.partition(";")[0].strip().lower() != MEDIA_TYPE:
+        raise ReviewError(
+            ReviewCode.MEDIA_TYPE, 415, f"Content-Type {media_type[:80]!r}: allowed is {MEDIA_TYPE}"
+        )
+    if encoding.strip().lower() not in {"", "identity"}:
+        raise ReviewError(
+            ReviewCode.ENCODING, 415, f"Content-Encoding {encoding[:40]!r}: send the body as it is"
+        )
+    if length == 0:
+        raise ReviewError(ReviewCode.EMPTY, 400, "the body is empty; send an AdmissionReview")
+    if length is not None and length > MAX_BODY:
+        raise too_large()
+
+
+def too_large() -> ReviewError:
+    """The refusal of a body beyond the bound."""
+    return ReviewError(ReviewCode.TOO_LARGE, 413, f"the body is over the limit of {MAX_BODY} bytes")
+
+
+def parse(body: bytes) -> Review:
+    """Read a review.
+
+    Raises:
+        ReviewError: 400; it is not an AdmissionReview of version v1 that can be answered.
+    """
+    if not body:
+        raise ReviewError(ReviewCode.EMPTY, 400, "the body is empty; send an AdmissionReview")
+    try:
+        review = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ReviewError(ReviewCode.NOT_JSON, 400, f"the body is not JSON: {error}"[:200]) from error
+    if not isinstance(review, dict):
+        raise ReviewError(ReviewCode.REQUEST, 400, "the body is not an object; send an AdmissionReview")
+    found = (review.get("apiVersion"), review.get("kind"))
+    if found != (API_VERSION, KIND):
+        raise ReviewError(
+            ReviewCode.VERSION,
+            400,
+            f"found {found[0]!r:.60} {found[1]!r:.60}; allowed is {API_VERSION} {KIND} (the webhook"
+            " configuration must say admissionReviewVersions: [v1])",
+        )
+    request = review.get("request")
+    if not isinstance(request, dict):
+        raise ReviewError(ReviewCode.REQUEST, 400, "request is missing or not an object")
+    uid = request.get("uid")
+    if not isinstance(uid, str) or not 0 < len(uid) <= _MAX_UID:
+        raise ReviewError(ReviewCode.UID, 400, "request.uid is missing, or not a short text")
+    return _review(uid, request)
+
+
+def _review(uid: str, request: Mapping[str, Any]) -> Review:
+    kind, namespace = request.get("kind"), request.get("namespace", "")
+    if not isinstance(kind, dict) or not isinstance(request.get("operation"), str):
+        raise ReviewError(ReviewCode.REQUEST, 400, "request.kind or request.operation is missing")
+    if not isinstance(namespace, str) or len(namespace) > _MAX_NAME:
+        raise ReviewError(ReviewCode.REQUEST, 400, "request.namespace is not the name of a namespace")
+    dry_run = request.get("dryRun") is True
+    settled = applicable(request)
+    if settled is not None:
+        return Review(uid=uid, namespace=namespace, dry_run=dry_run, pod={}, settled=settled)
+    pod: Any = request.get("object")
+    fault = pod_fault(pod)
+    if not namespace and not fault:
+        fault = "request.namespace is empty: a pod lives in a namespace"
+    return Review(uid=uid, namespace=namespace, dry_run=dry_run, pod={} if fault else pod, fault=fault)
+
+
+def pod_fault(pod: object) -> str:
+    """What in the shape of a pod no typed decoder would accept; empty when nothing is.
+
+    The API server decodes pods before it calls us: nothing of this comes from there. It is looked at
+    because the core takes these shapes for granted.
+    """
+    if not isinstance(pod, dict):
+        return "object is not a pod: expected an object"
+    meta, spec = pod.get("metadata") or {}, pod.get("spec")
+    if not isinstance(meta, dict) or not isinstance(spec, dict):
+        return "object.metadata or object.spec is missing or not an object"
+    for name in ("labels", "annotations"):
+        if not _is_text_map(meta.get(name)):
+            return f"object.metadata.{name} is not a map of texts"
+    if not _is_object_list(meta.get("ownerReferences")):
+        return "object.metadata.ownerReferences is not a list of objects"
+    return _spec_fault(spec)
+
+
+def _spec_fault(spec: Mapping[str, Any]) -> str:
+    for name in ("containers", "initContainers", "volumes"):
+        items = spec.get(name)
+        if not _is_object_list(items):
+            return f"object.spec.{name} is not a list of objects"
+        if not all(isinstance(item.get("name"), str) for item in items or ()):
+            return f"object.spec.{name}: an item has no name"
+    return "" if spec.get("containers") else "object.spec.containers is empty"
+
+
+def _is_text_map(value: object) -> bool:
+    return value is None or (isinstance(value, dict) and all(isinstance(v, str) for v in value.values()))
+
+
+def _is_object_list(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(item, dict) for item in value))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A review with its response, ready to be sent.
+
+    Attributes:
+        outcome: for the metric: injected, skipped, denied, allowed.
+        reason: code for the metric.
+        patch_bytes: size of the patch before base64.
+    """
+
+    body: bytes
+    outcome: str
+    reason: str
+    patch_bytes: int = 0
+
+
+def answer(review: Review, result: Result) -> Answer:
+    """The response about a pod that was decided on."""
+    decision = result.decision
+    response: dict[str, Any] = {"uid": review.uid, "allowed": decision.outcome is not Outcome.DENY}
+    warnings = bounded_warnings(_warnings(result))
+    if warnings:
+        response["warnings"] = warnings
+    if result.audit:
+        response["auditAnnotations"] = {
+            key: _printable(text)[:MAX_AUDIT] for key, text in result.audit.items()
+        }
+    patch = b""
+    if decision.outcome is Outcome.DENY:
+        response["status"] = _status(decision, result.problems)
+    elif result.patch:
+        patch = orjson.dumps(result.patch)
+        response |= {"patchType": "JSONPatch", "patch": base64.b64encode(patch).decode("ascii")}
+    outcome = "denied" if decision.outcome is Outcome.DENY else "patched" if patch else "skipped"
+    if decision.outcome is Outcome.INJECT and not patch:
+        outcome = "unchanged"
+    return Answer(
+        body=_envelope(response), outcome=outcome, reason=str(decision.reason), patch_bytes=len(patch)
+    )
+
+
+def settle(review: Review) -> Answer | None:
+    """The response about a request that needs no decision: another kind, or no pod. Else None."""
+    if review.fault:
+        message = f"not a pod: {review.fault}"
+        status = {"code": 400, "reason": "BadRequest", "message": message}
+        audit = {"reason": str(ReviewCode.BAD_POD), "message": message}
+        response = {"uid": review.uid, "allowed": False, "status": status, "auditAnnotations": audit}
+        return Answer(body=_envelope(response), outcome="denied", reason=str(ReviewCode.BAD_POD))
+    if review.settled is None:
+        return None
+    found = answer(review, Result(decision=review.settled, audit={"reason": str(review.settled.reason)}))
+    return Answer(body=found.body, outcome="allowed", reason=found.reason)
+
+
+def _envelope(response: Mapping[str, Any]) -> bytes:
+    return orjson.dumps({"apiVersion": API_VERSION, "kind": KIND, "response": response})
+
+
+def _status(decision: Decision, problems: Sequence[str]) -> Mapping[str, Any]:
+    """A metav1.Status: the client sees its message, one line for each problem."""
+    wrong = decision.reason in _UNPROCESSABLE
+    lines = [f"{decision.reason}: {decision.message}", *(f"- {problem}" for problem in problems)]
+    message, left = "", MAX_MESSAGE
+    for number, line in enumerate(lines):
+        text = _printable(line)[:1000]
+        left -= len(text) + 1
+        if left < 0:
+            message += f"\n- and {len(lines) - number} more"
+            break
+        message += ("\n" if message else "") + text
+    return {
+        "code": 422 if wrong else 403,
+        "reason": "Invalid" if wrong else "Forbidden",
+        "message": message,
+    }
+
+
+def _warnings(result: Result) -> Iterable[str]:
+    decision = result.decision
+    if decision.warn and decision.outcome is not Outcome.DENY and decision.message not in result.warnings:
+        yield f"{decision.reason}: {decision.message}"
+    yield from result.warnings
+
+
+def bounded_warnings(texts: Iterable[str]) -> list[str]:
+    """Warnings that arrive whole: long ones on several lines, in total what the API server passes on."""
+    kept: list[str] = []
+    left = MAX_WARNINGS - MAX_WARNING
+    dropped = 0
+    for text in texts:
+        lines = textwrap.wrap(_printable(text), MAX_WARNING, subsequent_indent="  ")
+        if dropped or sum(map(len, lines)) > left:
+            dropped += 1
+            continue
+        left -= sum(map(len, lines))
+        kept += lines
+    if dropped:
+        kept.append(f"{dropped} more warnings; they are in the audit log and in `meshctl explain inject`")
+    return kept
+
+
+def _printable(text: str) -> str:
+    """A text that an HTTP header and a terminal take as it is."""
+    return "".join(c if c.isprintable() else " " for c in text)
