@@ -9,12 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from tests.bench import rows_agent, rows_ca
+from tests.bench import rows_agent, rows_ca, rows_grpc, rows_node, rows_policy
 from tests.bench.measure import Row
 
 SUITES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "ca": rows_ca.rows,
+    "grpc": rows_grpc.rows,
     "agent": rows_agent.rows,
+    "policy": rows_policy.rows,
+    "node": rows_node.rows,
 }
 
 
