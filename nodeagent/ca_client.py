@@ -23,10 +23,10 @@ from mesh.x509.pem import PemError, decode_certificates
 from nodeagent.core.rotation import Priority
 from nodeagent.core.svid import MAX_REPLY_CHARS
 from nodeagent.slots import PrioritySlots
+from nodeagent.tokens import MAX_TOKEN_BYTES, MemoryToken, TokenSource
 
 MAX_IN_FLIGHT: Final = 8
 DEADLINE: Final = 10.0
-MAX_TOKEN_BYTES: Final = 16 * 1024
 MAX_ROOT_FILE_BYTES: Final = 1 << 20
 SERVER_TIME_KEY: Final = "gatehouse-server-time-ms"
 """Trailer with the authority's time: milliseconds since the epoch."""
@@ -130,7 +130,12 @@ class CaClient:
         return self._slots.waiting
 
     async def sign(
-        self, *, csr_pem: str, token_file: Path, priority: Priority, validity: dt.timedelta | None = None
+        self,
+        *,
+        csr_pem: str,
+        token_file: TokenSource,
+        priority: Priority,
+        validity: dt.timedelta | None = None,
     ) -> CaReply:
         """Send a CSR with the workload's token.
 
@@ -139,12 +144,13 @@ class CaClient:
 
         Args:
             csr_pem: one CERTIFICATE REQUEST block.
-            token_file: read at every attempt.
+            token_file: a file or a token in memory, read at every attempt.
             priority: order among the requests that wait for a slot.
             validity: lifetime to ask for; None = the authority's default.
 
         Raises:
             CaError: with a category that says whether trying again can help.
+            TokenError: no token has come yet.
         """
         request = istio_ca_pb2.IstioCertificateRequest(
             csr=csr_pem, validity_duration=0 if validity is None else int(validity.total_seconds())
@@ -235,7 +241,10 @@ def _read_bounded(path: Path, limit: int, code: CaCode, what: str) -> bytes:
     return data
 
 
-def _read_token(path: Path) -> str:
+def _read_token(source: TokenSource) -> str:
+    if isinstance(source, MemoryToken):
+        return source.read()
+    path = source
     data = _read_bounded(path, MAX_TOKEN_BYTES, CaCode.TOKEN_FILE, "token file").strip()
     if not _TOKEN.fullmatch(data):
         state = "is empty" if not data else "holds something that is not one token of printable ASCII"

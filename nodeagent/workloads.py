@@ -20,6 +20,7 @@ from nodeagent.core.subscriptions import SessionEvents
 from nodeagent.metrics import AgentMetrics
 from nodeagent.rotator import Rotator, Signer
 from nodeagent.sockets import WorkloadSocket
+from nodeagent.tokens import TokenSource
 
 _log = logger("nodeagent.workloads")
 
@@ -48,12 +49,19 @@ class RunningWorkload:
     Args:
         workload: as it is now; labels and ports may change while it runs.
         spiffe_id: its identity; a changed identity is another workload.
-        token_file: its token.
+        token_file: its token, a file or memory.
         shared: what it shares with the others.
+        directory: of its socket; default is one of its own below `shared.sockets`.
     """
 
     def __init__(
-        self, workload: Workload, spiffe_id: SpiffeId, token_file: Path, shared: Surroundings
+        self,
+        workload: Workload,
+        spiffe_id: SpiffeId,
+        token_file: TokenSource,
+        shared: Surroundings,
+        *,
+        directory: Path | None = None,
     ) -> None:
         self.workload = workload
         self.spiffe_id = spiffe_id
@@ -64,8 +72,9 @@ class RunningWorkload:
         name = f"{workload.namespace}/{workload.name}"
         self.name = name
         self.cache = WorkloadCache(name)
+        self.directory = directory or shared.sockets / socket_directory(workload.namespace, workload.name)
         self.socket = WorkloadSocket(
-            shared.sockets / socket_directory(workload.namespace, workload.name),
+            self.directory,
             self.cache,
             clock=shared.clock,
             events=shared.events,
@@ -83,13 +92,20 @@ class RunningWorkload:
         )
         self._task: asyncio.Task[None] | None = None
 
-    def same(self, workload: Workload, spiffe_id: SpiffeId, token_file: Path) -> bool:
-        """True when this entry can go on: uid, name, identity and token file are the same (d.4)."""
+    def same(
+        self,
+        workload: Workload,
+        spiffe_id: SpiffeId,
+        token_file: TokenSource,
+        directory: Path | None = None,
+    ) -> bool:
+        """True when this entry can go on: uid, name, identity, token source and place are the same (d.4)."""
         return (
             self.workload.uid == workload.uid
             and self.workload.name == workload.name
             and self.spiffe_id == spiffe_id
             and self.token_file == token_file
+            and directory in {None, self.directory}
         )
 
     def configure(self, workload: Workload, config: ResourceSet) -> None:
