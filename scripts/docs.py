@@ -1,0 +1,97 @@
+"""`make docs`: reference pages that are read off the code, so that they cannot be out of date.
+
+`--check` writes nothing and fails when a page is not what the code says.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("mesh", "ca", "nodeagent", "injector", "meshctl", "examples")
+HEAD = "<!-- Written by `make docs` from the code; edit the docstrings there. -->\n\n"
+
+
+def modules(package: str) -> Iterator[Path]:
+    """The modules of a package, without generated ones, in a stable order."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        if "_proto" not in path.parts and path.name != "__init__.py":
+            yield path.relative_to(ROOT)
+
+
+def summary(path: Path) -> str:
+    """First sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
+
+
+def modules_page() -> str:
+    """Every module with what it says of itself."""
+    lines = [HEAD + "# Modules\n"]
+    for package in PACKAGES:
+        found = list(modules(package))
+        if found:
+            lines += [f"\n## {package}\n", "| module | what it does |", "| --- | --- |"]
+            lines += [f"| `{path}` | {summary(path)} |" for path in found]
+    return "\n".join(lines) + "\n"
+
+
+def codes(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+    """Each enum of reason codes in a module: its name, what it is about, its members with comments."""
+    source = (ROOT / path).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "Code" for b in node.bases):
+            members = []
+            for item in node.body:
+                if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant):
+                    comment = lines[item.lineno - 1].partition("  # ")[2].partition("noqa")[0]
+                    members.append((str(item.value.value), comment.strip()))
+            about = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+            yield node.name, about, members
+
+
+def codes_page() -> str:
+    """Every reason code: the same word stands in the log, the metric, the event and the CLI."""
+    lines = [
+        HEAD + "# Reason codes\n",
+        "One code names one refusal everywhere: in the log, the metric, the status and the command line. The",
+        "sentence beside it says what was found and what to do.",
+    ]
+    for package in PACKAGES:
+        for path in modules(package):
+            for _, about, members in codes(path):
+                if members:
+                    lines += [f"\n## {about.rstrip('.')} (`{path}`)\n"]
+                    lines += [
+                        f"- `{value}`" + (f": {comment}" if comment else "") for value, comment in members
+                    ]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"docs/reference/modules.md": modules_page, "docs/reference/codes.md": codes_page}
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or with --check say which are not as the code is."""
+    stale = []
+    for name, page in PAGES.items():
+        path, text = ROOT / name, page()
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if "--check" not in arguments:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    for name in stale:
+        sys.stdout.write(
+            f"{name}: {'is not as the code is; next: make docs' if '--check' in arguments else 'written'}\n"
+        )
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
