@@ -60,17 +60,24 @@ class NodeagentCa:
         self.csrs: list[str] = []
         self.tokens: list[str] = []
         self.priorities: list[Priority] = []
+        self._made: tuple[Hierarchy, Authority] | None = None
         self.in_flight = 0
         self.most_in_flight = 0
 
     def issue(self, csr_pem: str, requested_seconds: int = 0) -> list[str]:
         """The reply of the real code."""
-        authority = Authority(self.hierarchy.issuer(), self.profile)
+        authority = self._authority()
         key = prove(csr_pem, self.identity, self.profile)
         issued = authority.sign(
             authority.prepare(key, self.identity, requested_seconds, self.clock.now() + self.skew)
         )
         return [issued.leaf_pem, *issued.intermediates_pem, "".join(issued.roots_pem)]
+
+    def _authority(self) -> Authority:
+        """Of the current hierarchy; making one costs more than signing with it."""
+        if self._made is None or self._made[0] is not self.hierarchy:
+            self._made = self.hierarchy, Authority(self.hierarchy.issuer(), self.profile)
+        return self._made[1]
 
     async def sign(
         self, *, csr_pem: str, token_file: Path, priority: Priority, validity: dt.timedelta | None = None

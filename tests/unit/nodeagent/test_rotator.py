@@ -311,7 +311,7 @@ class RotationLaws(RuleBasedStateMachine):
 
     @rule(share=st.floats(0.001, 1.5))
     def time_passes(self, share: float) -> None:
-        self.bench.run_for(min(share * self.lifetime, 6 * HOUR))
+        self.bench.run_for(min(share * self.lifetime, HOUR / 2))
 
     @rule(error=st.sampled_from([UNAVAILABLE, REFUSED, DENIED, None]))
     def authority(self, error: CaError | None) -> None:
@@ -381,8 +381,8 @@ class RotationLaws(RuleBasedStateMachine):
 
 TestRotationLaws = RotationLaws.TestCase
 TestRotationLaws.settings = settings(
-    max_examples=25,
-    stateful_step_count=20,
+    max_examples=20,
+    stateful_step_count=15,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
