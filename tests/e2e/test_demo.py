@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -249,6 +250,10 @@ def test_keep_says_how_to_poke_and_stops_on_ctrl_c(short_dir: Path) -> None:
         policy.write_text(policy.read_text().replace("[/closed]", "[/closed, /reviews/*]"))
         until(lambda: "RBAC: access denied" in _shell(url), what="the edit to hold", seconds=5)
         assert len(processes_of(short_dir)) > 8
+        os.kill(int(re.search(r"authority +pid (\d+)", text).group(1)), signal.SIGTERM)  # type: ignore[union-attr]
+        again = demo.wait_for_text("start it again: ").partition("start it again: ")[2].splitlines()[0]
+        assert again.endswith("ca.yaml")
+        assert "ca has ended" in demo.text
         assert demo.interrupt() == 0
         assert "stopping" in demo.text
     finally:

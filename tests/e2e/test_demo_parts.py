@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import json
+import socket
+import ssl
+import threading
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from examples.demo import xfcc
 from examples.demo.__main__ import main
+from examples.demo.apps import GREETING, Database, Seen
 from examples.demo.checks import ALL, ORDER, Spec, in_order
+from examples.demo.forge import outsider
 from examples.demo.harness import Demo
 from examples.demo.layout import Layout, claim_block
 from examples.demo.model import Check, DemoError
+from examples.demo.plain import read_greeting
 from examples.demo.processes import Process, wait_for
 from examples.demo.report import Report, as_json
 from examples.demo.runner import run_checks, verdict
+from examples.demo.server import TlsServer
+from examples.demo.tls import TLS12, TLS13, attempt, client_context
 
 
 def check_of(*pairs: tuple[str, str]) -> Check:
@@ -159,3 +170,72 @@ def test_a_dead_process_is_reported_with_the_end_of_its_log(tmp_path: Path) -> N
 )
 def test_xfcc_elements(values: list[str], peers: str) -> None:
     assert xfcc.peers(values) == peers
+
+
+def test_the_database_counts_peers_that_never_spoke() -> None:
+    """Check 7 rests on it: a refused peer that reached the database cannot speak, and stays counted."""
+    seen = Seen()
+    with Database(("127.0.0.1", 0), seen) as database:
+        host, port = str(database.server_address[0]), int(database.server_address[1])
+        thread = threading.Thread(target=database.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            assert read_greeting((host, port)) == GREETING
+            wait_for("the words", lambda: seen.view()["silent"] == 0 and seen.view()["opened"] == 1)
+            with socket.create_connection((host, port)) as silent:
+                assert silent.recv(100) == GREETING
+            wait_for("the silent one", lambda: seen.view() == {"paths": {}, "opened": 2, "silent": 1})
+        finally:
+            database.shutdown()
+            thread.join(5)
+
+
+def test_a_greeting_counts_even_when_the_server_then_cuts_off() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet_and_cut() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(GREETING)
+
+        thread = threading.Thread(target=greet_and_cut)
+        thread.start()
+        assert read_greeting(server.getsockname()) == GREETING
+        thread.join(5)
+
+
+def test_a_refused_certificate_is_told_by_its_alert() -> None:
+    """What check 3 compares: a client that refuses, and one that is refused, both by name."""
+    stranger, server_identity = outsider(), outsider().issue("spiffe://td/ns/a/sa/server")
+    with TlsServer(("127.0.0.1", 0), server_identity) as server:
+        trusting = attempt(server.address, client_context(None), "/")
+        roots = stranger.certificate.public_bytes(Encoding.PEM)
+        careful = attempt(server.address, client_context(None, roots_pem=roots), "/")
+    assert trusting.short == "200"
+    assert careful.status is None
+    assert careful.refusal == "certificate_verify_failed"
+
+
+@pytest.mark.parametrize("version", [TLS12, TLS13], ids=["tls-1.2", "tls-1.3"])
+def test_the_client_of_check_13_resumes_where_it_may(version: ssl.TLSVersion) -> None:
+    context = client_context(None, version=version)
+    with TlsServer(("127.0.0.1", 0), outsider().issue("spiffe://td/ns/a/sa/server")) as server:
+        first = attempt(server.address, context, "/")
+        second = attempt(server.address, context, "/", session=first.session)
+    assert (first.reused, second.reused) == (False, True)
+
+
+def test_an_expired_certificate_is_expired_and_an_early_one_is_early() -> None:
+    hour = dt.timedelta(hours=1)
+    now = dt.datetime.now(dt.UTC)
+    signer = outsider()
+    old = signer.issue("spiffe://td/x", start=-2 * hour, end=-hour)
+    early = signer.issue("spiffe://td/x", start=hour, end=2 * hour)
+    assert old.not_after < now
+    assert x509.load_pem_x509_certificate(early.chain_pem).not_valid_before_utc > now
+
+
+def test_keys_of_the_demo_are_not_shown() -> None:
+    identity = outsider().issue("spiffe://td/x")
+    assert b"PRIVATE KEY" in identity.key_pem
+    assert "PRIVATE" not in repr(identity)
