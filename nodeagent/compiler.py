@@ -70,8 +70,15 @@ class _Basis:
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
+    """What was made for a workload.
+
+    Attributes:
+        stale: a later attempt failed, so `proxy` is not what applies now.
+    """
+
     proxy: ProxyInput
     config: ResourceSet
+    stale: bool = False
 
 
 class Compiler:
@@ -113,7 +120,7 @@ class Compiler:
             try:
                 proxy = self._input(spec.workload, before, world.mesh, key_sets, same_basis=same_basis)
                 if before is not None and proxy == before.proxy:
-                    done[uid] = before
+                    done[uid] = replace(before, stale=False)
                 else:
                     done[uid] = _Compiled(proxy, render(proxy, self._cache))
                     rendered.add(uid)
@@ -121,7 +128,7 @@ class Compiler:
             except Exception as error:  # noqa: BLE001 - one workload must not hold up the others
                 findings.append(_failure(spec.workload, error, world))
                 if before is not None:
-                    done[uid] = before
+                    done[uid] = replace(before, stale=True)
         self._done = done
         self._metrics.compiled.labels(changed="yes").inc(len(rendered))
         self._metrics.compiled.labels(changed="no").inc(len(world.workloads) - len(rendered))
@@ -145,7 +152,7 @@ class Compiler:
             self._services[service.host]
             for service in scope(workload, (outbound.service for outbound in self._services.values()))
         )
-        if same_basis and old is not None and old.proxy.workload == workload:
+        if same_basis and old is not None and not old.stale and old.proxy.workload == workload:
             policy = old.proxy.policy
         else:
             policy = self._resolve(workload, mesh, key_sets)
