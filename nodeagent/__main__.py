@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="serve the workloads of a directory until told to stop")
@@ -102,6 +103,19 @@ def _parser() -> argparse.ArgumentParser:
     settings = commands.add_parser("settings", help="list every setting, its variable and its default")
     _output(settings)
     return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("gatehouse")
+        except metadata.PackageNotFoundError:
+            version = "from a checkout"
+        parser.exit(message=f"nodeagent (gatehouse) {version}\n")
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
