@@ -11,6 +11,7 @@ drops longer ones); 8 KiB of denial; 1 KiB for each audit annotation.
 from __future__ import annotations
 
 import base64
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ MAX_WARNINGS: Final = 4096
 MAX_MESSAGE: Final = 8 << 10
 MAX_AUDIT: Final = 1 << 10
 _MAX_UID: Final = 128
-_MAX_NAME: Final = 253
+_NAMESPACE: Final = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?")
 _UNPROCESSABLE: Final = frozenset(
     {Reason.INVALID_OPTION, Reason.INVALID_INJECT_VALUE, Reason.UID_CLASH, Reason.GID_CLASH}
 )
@@ -163,7 +164,7 @@ def _review(uid: str, request: Mapping[str, Any]) -> Review:
     kind, namespace = request.get("kind"), request.get("namespace", "")
     if not isinstance(kind, dict) or not isinstance(request.get("operation"), str):
         raise ReviewError(ReviewCode.REQUEST, 400, "request.kind or request.operation is missing")
-    if not isinstance(namespace, str) or len(namespace) > _MAX_NAME:
+    if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
         raise ReviewError(ReviewCode.REQUEST, 400, "request.namespace is not the name of a namespace")
     dry_run = request.get("dryRun") is True
     settled = applicable(request)
