@@ -310,7 +310,7 @@ def sweep_orphans(base: Path, keep: Collection[str]) -> list[str]:
         if entry.name in keep or not entry.is_dir(follow_symlinks=False):
             continue
         names = [e.name for e in _entries(Path(entry.path))]
-        if not all(_is_ours(name) for name in names):
+        if not all(is_ours(name) for name in names):
             continue
         if SOCKET_NAME not in names and MARKER_NAME not in names:
             continue
@@ -327,7 +327,8 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
+    """True for the names that this module gives to files."""
     return name in {SOCKET_NAME, MARKER_NAME} or name.startswith(_TEMPORARY_PREFIX)
 
 
