@@ -46,7 +46,8 @@ class MeshConfig:
         jwt_clock_skew_seconds: tolerance on `exp` and `nbf`.
         drain_seconds: how long old TCP connections live after a change of their chain.
         max_connection_seconds: an HTTP connection is told to end at that age, so that a peer proves
-            its identity anew; 0 = never.
+            its identity anew; 0 = never. A handshake is checked once, so a connection can outlive
+            its certificate and a removed root by this much: keep it under the lifetime of leaves.
     """
 
     trust_domain: TrustDomain
@@ -58,7 +59,7 @@ class MeshConfig:
     jwt_require_expiration: bool = False
     jwt_clock_skew_seconds: int = 60
     drain_seconds: int = 30
-    max_connection_seconds: int = 0
+    max_connection_seconds: int = 43_200
 
     @property
     def trust_domains(self) -> tuple[TrustDomain, ...]:

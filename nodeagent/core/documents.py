@@ -182,6 +182,7 @@ def _mesh(metadata: Fields, spec: Fields) -> MeshConfig | None:
         "jwtRequireExpiration",
         "jwtClockSkewSeconds",
         "drainSeconds",
+        "maxConnectionSeconds",
     )
     spec.required("trustDomain", "identities are issued in it, for example cluster.local")
     own = _trust_domain(spec, ("trustDomain",), spec.text("trustDomain", DEFAULT_TRUST_DOMAIN))
@@ -205,6 +206,7 @@ def _mesh(metadata: Fields, spec: Fields) -> MeshConfig | None:
         jwt_require_expiration=spec.boolean("jwtRequireExpiration", False),
         jwt_clock_skew_seconds=spec.integer("jwtClockSkewSeconds", 60, 0, 3600),
         drain_seconds=spec.integer("drainSeconds", 30, 1, 3600),
+        max_connection_seconds=spec.integer("maxConnectionSeconds", 43_200, 0, 31_536_000),
     )
     return None if spec.problems else config
 

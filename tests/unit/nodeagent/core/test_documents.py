@@ -255,6 +255,13 @@ BAD = [
     ("alias", MESH.replace("[old.example.org]", "[ok, 'x/y']"), 7, DocumentCode.VALUE, "trust domain"),
     ("alias-type", MESH.replace("[old.example.org]", "[1]"), 7, DocumentCode.TYPE, "expected text"),
     ("bool", MESH.replace("Expiration: true", "Expiration: 1"), 11, DocumentCode.TYPE, "true or false"),
+    (
+        "connection-age",
+        MESH.replace("drainSeconds: 3", "maxConnectionSeconds: -1"),
+        13,
+        DocumentCode.VALUE,
+        "0 to 31536000",
+    ),
     ("drain", MESH.replace("drainSeconds: 3", "drainSeconds: 0"), 13, DocumentCode.VALUE, "1 to 3600"),
     ("neither", SERVICE.replace("  selector: {app: reviews}\n", ""), 7, DocumentCode.VALUE, "not neither"),
     ("both", BY_HAND.replace("  ports:", "  selector: {a: b}\n  ports:"), 11, DocumentCode.VALUE, "not both"),
