@@ -15,17 +15,17 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
+from mesh import ports
 from mesh.errors import Code, MeshError
 
 TABLE = "gatehouse"
-OUTBOUND_PORT = 15001
-INBOUND_PORT = 15006
-PROXY_UID = 1337
-PROBE_PORT, READY_PORT, STATS_PORT = 15020, 15021, 15090
-RESERVED_INBOUND = (PROBE_PORT, READY_PORT, STATS_PORT)
+OUTBOUND_PORT, INBOUND_PORT = ports.OUTBOUND, ports.INBOUND
+PROXY_UID = ports.PROXY_UID
+PROBE_PORT, READY_PORT, STATS_PORT = ports.OWN
+RESERVED_INBOUND = ports.OWN
 """Served by Envoy itself to the kubelet and to Prometheus, which have no mesh identity."""
 
-PASSTHROUGH_V4, PASSTHROUGH_V6 = "127.0.0.6", "::6"
+PASSTHROUGH_V4, PASSTHROUGH_V6 = ports.PASSTHROUGH_V4, ports.PASSTHROUGH_V6
 """Source addresses of Envoy's connections to the application; rules must not catch them again."""
 
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,14}")  # IFNAMSIZ - 1

@@ -19,6 +19,7 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.v3 import percent_pb2
 from google.protobuf import struct_pb2
 
+from mesh import ports
 from mesh.envoy import messages as m
 from mesh.envoy import tls
 from mesh.envoy.resources import CLUSTER, ENDPOINT, Resource
@@ -31,8 +32,8 @@ PASSTHROUGH: Final = "PassthroughCluster"
 INBOUND_PASSTHROUGH: Final = "InboundPassthroughCluster"
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
-PASSTHROUGH_SOURCE_V4: Final = "127.0.0.6"
-PASSTHROUGH_SOURCE_V6: Final = "::6"
+PASSTHROUGH_SOURCE_V4: Final = ports.PASSTHROUGH_V4
+PASSTHROUGH_SOURCE_V6: Final = ports.PASSTHROUGH_V6
 """Source addresses by which the capture rules know the proxy's own calls to the application."""
 
 _MATCH: Final = "envoy.transport_socket_match"

@@ -17,6 +17,7 @@ from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.type.v3 import range_pb2
 
+from mesh import ports as pod_ports
 from mesh.envoy import clusters, filters, listeners, routes
 from mesh.envoy import messages as m
 from mesh.envoy.cache import Context
@@ -26,8 +27,8 @@ from mesh.meshconfig import OutboundPolicy
 from mesh.policy.effective import MtlsMode, RuleSets, TransportPolicy
 from mesh.topology import AppProtocol, Service, ServicePort, SocketAddress, Workload
 
-INBOUND_PORT: Final = 15006
-OUTBOUND_PORT: Final = 15001
+INBOUND_PORT: Final = pod_ports.INBOUND
+OUTBOUND_PORT: Final = pod_ports.OUTBOUND
 VIRTUAL_INBOUND: Final = "virtualInbound"
 VIRTUAL_OUTBOUND: Final = "virtualOutbound"
 
