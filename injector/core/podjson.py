@@ -6,6 +6,7 @@ leaves everything else as the very same objects. What nobody changed can then be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ Json = dict[str, Any]
 MAX_CONTAINERS = 250
 """Of one kind in a pod: far above what a node can run, and a bound on the work of a request."""
 
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LISTS_OF_NAMED = ("containers", "initContainers", "volumes")
 _OBJECTS_OF_CONTAINER = (
     "securityContext",
@@ -64,10 +66,13 @@ def check_shape(pod: object) -> None:
     _whole(spec.get("terminationGracePeriodSeconds"), "spec.terminationGracePeriodSeconds")
     for name in ("containers", "initContainers"):
         for i, container in enumerate(spec.get(name) or ()):
-            _check_container(container, f"spec.{name}[{i}]")
+            check_container(container, f"spec.{name}[{i}]")
 
 
-def _check_container(container: Json, field: str) -> None:
+def check_container(container: Json, field: str) -> None:
+    """Check the fields of one container; see `check_shape`."""
+    if not _NAME.fullmatch(container["name"]):
+        raise _error(f"{field}.name", container["name"], "a name (lower-case letters, digits, -; at most 63)")
     for name in _OBJECTS_OF_CONTAINER:
         _object(container.get(name), f"{field}.{name}")
     for name in _LISTS_OF_CONTAINER:
