@@ -81,6 +81,8 @@ class Workload:
         uid: unique for ever; a re-created pod of the same name has another.
         address: IP address literal that peers connect to.
         ports: unique by number.
+        draining: it is being deleted: inbound connections end after one more request, and the port
+            stays open until the proxy ends (soft drain).
     """
 
     uid: str
@@ -92,6 +94,7 @@ class Workload:
     ports: tuple[WorkloadPort, ...] = ()
     egress: tuple[EgressListener, ...] = ()
     interception: Interception = Interception.EXPLICIT
+    draining: bool = False
 
     def port(self, number: int) -> WorkloadPort | None:
         """The declared port of that number."""
@@ -133,6 +136,7 @@ class Service:
     Attributes:
         addresses: virtual IPs (Kubernetes clusterIPs); empty in file mode and for headless services.
         external: outside the mesh: never mutual TLS by default.
+        headless: without a virtual IP: clients choose an endpoint and connect to its own address.
     """
 
     host: str
@@ -140,6 +144,7 @@ class Service:
     ports: tuple[ServicePort, ...]
     addresses: tuple[str, ...] = ()
     external: bool = False
+    headless: bool = False
 
     def port(self, number: int) -> ServicePort | None:
         """The service port of that number."""
