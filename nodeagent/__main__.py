@@ -59,8 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nodeagent",
-        description="Node agent of Gatehouse: gives each workload of this machine an identity that renews"
-        " by itself, and its proxy the configuration that enforces the policies.",
+        description="Node agent of Gatehouse: gives each workload of this machine an identity that renews\n"
+        "by itself, and its proxy the configuration that enforces the policies.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -115,7 +115,8 @@ class _Version(argparse.Action):
             version = metadata.version("gatehouse")
         except metadata.PackageNotFoundError:
             version = "from a checkout"
-        parser.exit(message=f"nodeagent (gatehouse) {version}\n")
+        print(f"nodeagent (gatehouse) {version}")  # noqa: T201 - the answer to a person
+        parser.exit()
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
