@@ -324,9 +324,7 @@ def _unverified_tls() -> Any:
         tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
     )
     context = tls_pb2.UpstreamTlsContext(
-        common_tls_context=common_pb2.CommonTlsContext(
-            tls_params=parameters, alpn_protocols=["h2", "http/1.1"]
-        )
+        common_tls_context=tls_pb2.CommonTlsContext(tls_params=parameters, alpn_protocols=["h2", "http/1.1"])
     )
     return m.transport_socket("envoy.transport_sockets.tls", context)
 
