@@ -1,0 +1,67 @@
+{{/* Settings files of the processes: what the chart decides, then the user's settings. */}}
+
+{{/* A settings file: dict "own" DICT "more" DICT. The chart's keys that must fit its other objects cannot be
+     changed: the schema does not have them. */}}
+{{- define "gatehouse.settings" -}}
+{{ mustMergeOverwrite (deepCopy .own) (deepCopy .more) | toYaml }}
+{{- end -}}
+
+{{- define "gatehouse.injector-config" -}}
+{{- $values := .Values.injector -}}
+{{- $own := dict
+  "namespace" .Release.Namespace
+  "service" (printf "%s-injector" (include "gatehouse.fullname" .))
+  "serving_dir" "/run/gatehouse/serving"
+  "events" $values.events
+  "log_level" .Values.log.level
+  "log_json" (eq .Values.log.format "json")
+  "injection" (dict
+    "proxy_image" (include "gatehouse.image" (list . "proxy"))
+    "image_pull_policy" .Values.image.pullPolicy
+    "image_pull_secrets" .Values.image.podPullSecrets
+    "trust_domain" .Values.trustDomain
+    "version" .Chart.AppVersion
+    "selection" (dict
+      "revision" $values.revision
+      "tags" $values.tags
+      "namespaces_by_default" $values.namespacesByDefault
+      "excluded_namespaces" $values.excludedNamespaces))
+  "certificate" (dict
+    "ca_address" (printf "%s:15012" (include "gatehouse.host" (list . "ca")))
+    "token_file" "/var/run/secrets/tokens/istio-token"
+    "root_file" "/var/run/secrets/istio/root-cert.pem")
+  "upkeep" (dict
+    "lease" (printf "%s-upkeep" (include "gatehouse.fullname" .))
+    "webhook_selector" "app=gatehouse"
+    "jwks" (dict "config_map" (printf "%s-jwks" (include "gatehouse.fullname" .))))
+-}}
+{{ include "gatehouse.settings" (dict "own" $own "more" $values.config) }}
+{{- end -}}
+
+{{- define "gatehouse.ca-config" -}}
+{{- $values := .Values.ca -}}
+{{- $host := include "gatehouse.host" (list . "ca") -}}
+{{- $own := dict
+  "trust_domain" .Values.trustDomain
+  "log_level" .Values.log.level
+  "log_json" (eq .Values.log.format "json")
+  "state_dir" "/var/lib/gatehouse/ca"
+  "listen" (dict "grpc" "0.0.0.0:15012" "mtls" "0.0.0.0:15013" "http" "0.0.0.0:15010")
+  "token" (dict "audiences" (list "istio-ca"))
+  "serving" (dict "names" (list $host (printf "%s.%s" $host .Values.clusterDomain) (trimSuffix ".svc" $host) "localhost" "127.0.0.1"))
+-}}
+{{- if not .Values.metrics.tls }}{{ $_ := set $own.listen "plain" "0.0.0.0:15014" }}{{ end -}}
+{{ include "gatehouse.settings" (dict "own" $own "more" $values.config) }}
+{{- end -}}
+
+{{- define "gatehouse.nodeagent-config" -}}
+{{- $values := .Values.nodeagent -}}
+{{- $own := dict
+  "listen" "0.0.0.0:15014"
+  "log_level" .Values.log.level
+  "ca" (dict
+    "address" (printf "%s:15012" (include "gatehouse.host" (list . "ca")))
+    "root_file" "/var/run/secrets/istio/root-cert.pem")
+-}}
+{{ include "gatehouse.settings" (dict "own" $own "more" $values.config) }}
+{{- end -}}

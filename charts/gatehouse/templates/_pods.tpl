@@ -1,0 +1,182 @@
+{{/* Parts of pods. Each takes list $ "component" unless it says otherwise; values of a component
+     are under its name. */}}
+
+{{- define "gatehouse.pod-metadata" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $values := index $root.Values $component -}}
+{{- $annotations := dict -}}
+{{- if $root.Values.metrics.annotations -}}
+{{- $_ := set $annotations "prometheus.io/scrape" "true" -}}
+{{- $_ := set $annotations "prometheus.io/port" "15014" -}}
+{{- $_ := set $annotations "prometheus.io/path" "/metrics" -}}
+{{- if $root.Values.metrics.tls }}{{ $_ := set $annotations "prometheus.io/scheme" "https" }}{{ end -}}
+{{- end -}}
+labels:
+  {{- with $values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- include "gatehouse.labels" . | nindent 2 }}
+  # Excludes the pod from every webhook entry, whatever the namespace's labels say.
+  sidecar.istio.io/inject: "false"
+annotations:
+  {{- with merge (dict) $values.podAnnotations $annotations $root.Values.commonAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  checksum/config: {{ index . 2 | sha256sum }}
+{{- end -}}
+
+{{- define "gatehouse.pod-common" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $values := index $root.Values $component -}}
+serviceAccountName: {{ include "gatehouse.fullname" $root }}-{{ $component }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+priorityClassName: {{ $values.priorityClassName }}
+terminationGracePeriodSeconds: {{ $values.terminationGracePeriodSeconds | int64 }}
+{{- with $root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Different nodes and zones, by preference: a cluster of one node works too. */}}
+{{- define "gatehouse.spread" -}}
+{{- $values := index (index . 0).Values (index . 1) -}}
+affinity:
+{{- with $values.affinity }}
+  {{- toYaml . | nindent 2 }}
+{{- else }}
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        podAffinityTerm:
+          topologyKey: kubernetes.io/hostname
+          labelSelector:
+            matchLabels:
+              {{- include "gatehouse.selector" . | nindent 14 }}
+{{- end }}
+topologySpreadConstraints:
+{{- with $values.topologySpreadConstraints }}
+  {{- toYaml . | nindent 2 }}
+{{- else }}
+  - maxSkew: 1
+    topologyKey: topology.kubernetes.io/zone
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "gatehouse.selector" . | nindent 8 }}
+{{- end }}
+{{- end -}}
+
+{{/* Pod Security `restricted`. 65532 is the user of the control image. */}}
+{{- define "gatehouse.pod-security" -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- end -}}
+
+{{- define "gatehouse.container-security" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end -}}
+
+{{/* Image and environment of a container. */}}
+{{- define "gatehouse.container" -}}
+{{- $root := index . 0 -}}
+{{- $values := index $root.Values (index . 1) -}}
+image: {{ include "gatehouse.image" (list $root "control") | quote }}
+imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+{{ include "gatehouse.container-security" $root }}
+{{- end -}}
+
+{{/* Probes on the health port: list $ PORT. Startup is patient; liveness never judges readiness. */}}
+{{- define "gatehouse.probes" -}}
+{{- $scheme := ternary "HTTPS" "HTTP" (index . 0).Values.metrics.tls -}}
+startupProbe:
+  httpGet: {path: /livez, port: {{ index . 1 }}, scheme: {{ $scheme }}}
+  periodSeconds: 2
+  timeoutSeconds: 2
+  failureThreshold: 60
+livenessProbe:
+  httpGet: {path: /livez, port: {{ index . 1 }}, scheme: {{ $scheme }}}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: {{ index . 1 }}, scheme: {{ $scheme }}}
+  periodSeconds: 3
+  timeoutSeconds: 3
+  failureThreshold: 2
+{{- end -}}
+
+{{/* A token for the API server, mounted only into the container that talks to it. */}}
+{{- define "gatehouse.volume-api" -}}
+- name: api-token
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3607}
+      - configMap:
+          name: kube-root-ca.crt
+          items: [{key: ca.crt, path: ca.crt}]
+      - downwardAPI:
+          items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]
+{{- end -}}
+
+{{- define "gatehouse.mount-api" -}}
+- {name: api-token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
+{{- end -}}
+
+{{/* A token for the authority. */}}
+{{- define "gatehouse.volume-ca-token" -}}
+- name: ca-token
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken: {path: istio-token, audience: istio-ca, expirationSeconds: 3600}
+{{- end -}}
+
+{{- define "gatehouse.mount-ca-token" -}}
+- {name: ca-token, mountPath: /var/run/secrets/tokens, readOnly: true}
+{{- end -}}
+
+{{/* The roots. The authority makes this ConfigMap; a pod waits for it, for seconds at the first installation. */}}
+{{- define "gatehouse.volume-roots" -}}
+- name: roots
+  configMap:
+    name: istio-ca-root-cert
+    items: [{key: root-cert.pem, path: root-cert.pem}]
+{{- end -}}
+
+{{- define "gatehouse.mount-roots" -}}
+- {name: roots, mountPath: /var/run/secrets/istio, readOnly: true}
+{{- end -}}
+
+{{- define "gatehouse.volume-config" -}}
+- name: config
+  configMap:
+    name: {{ include "gatehouse.fullname" (index . 0) }}-{{ index . 1 }}
+{{- end -}}
+
+{{- define "gatehouse.mount-config" -}}
+- {name: config, mountPath: /etc/gatehouse, readOnly: true}
+{{- end -}}
