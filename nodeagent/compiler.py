@@ -27,7 +27,14 @@ from mesh.policy.resolve import resolve, resolve_transport
 from mesh.topology import Service, Workload
 from nodeagent.core.directory import World
 from nodeagent.core.documents import DocumentKey
-from nodeagent.core.services import build_services, check_references, scope
+from nodeagent.core.services import (
+    EVERYTHING,
+    Scope,
+    build_services,
+    check_references,
+    check_scope,
+    scope,
+)
 from nodeagent.metrics import AgentMetrics
 
 RENDER_CACHE: Final = 20_000
@@ -87,10 +94,14 @@ class Compiler:
     Args:
         metrics: counts what was made anew.
         fallback_jwks: key set for issuers whose keys are not known; default is a throw-away one.
+        captured: which services a captured workload gets.
     """
 
-    def __init__(self, metrics: AgentMetrics, *, fallback_jwks: str | None = None) -> None:
+    def __init__(
+        self, metrics: AgentMetrics, *, fallback_jwks: str | None = None, captured: Scope = EVERYTHING
+    ) -> None:
         self._metrics = metrics
+        self._captured = captured
         self._fallback = fallback_jwks if fallback_jwks is not None else throw_away_key_set()
         self._cache = RenderCache(RENDER_CACHE)
         self._basis = _Basis()
@@ -112,11 +123,18 @@ class Compiler:
         self._basis = basis
         services = build_services(world)
         self._services = {service.host: self._outbound(service, world.mesh) for service in services}
-        findings = [*self._policies.findings, *check_references(world, services)]
+        findings = [
+            *self._policies.findings,
+            *check_references(world, services),
+            *check_scope(world, services, self._captured),
+        ]
         done: dict[str, _Compiled] = {}
         rendered: set[str] = set()
         for spec in world.workloads:
             uid, before = spec.workload.uid, self._done.get(spec.workload.uid)
+            if not spec.workload.address:  # where it is, is not known yet, or not any more
+                done |= {uid: before} if before is not None else {}
+                continue
             try:
                 proxy = self._input(spec.workload, before, world.mesh, key_sets, same_basis=same_basis)
                 if before is not None and proxy == before.proxy:
@@ -150,7 +168,9 @@ class Compiler:
         """What the proxy is rendered from, with as many old objects as are equal."""
         services = tuple(
             self._services[service.host]
-            for service in scope(workload, (outbound.service for outbound in self._services.values()))
+            for service in scope(
+                workload, (outbound.service for outbound in self._services.values()), self._captured
+            )
         )
         if same_basis and old is not None and not old.stale and old.proxy.workload == workload:
             policy = old.proxy.policy

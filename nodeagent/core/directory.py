@@ -20,6 +20,7 @@ from mesh.policy.effective import Finding, ObjectRef, Severity
 from mesh.policy.model import Policy
 from mesh.policy.parse import parse_policy
 from mesh.spiffe import TrustDomain
+from mesh.topology import Service
 from mesh.yamldoc import Document, YamlError, load_documents
 from nodeagent.core.documents import (
     DEFAULT_TRUST_DOMAIN,
@@ -62,10 +63,12 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Everything that a directory says, as one consistent state.
+    """Everything that a directory or a cluster says, as one consistent state.
 
     Attributes:
-        workloads, services, key_sets, policies: in force, in a stable order.
+        workloads, services, key_sets, policies: in force, in a stable order. A workload without an
+            address cannot be rendered yet.
+        known_services: services whose endpoints are known already (Kubernetes).
         files: file of each object of ours, since documents name other files relative to it.
         places: `file:line` of each object of ours.
         findings: all that is wrong or noteworthy now.
@@ -74,6 +77,7 @@ class World:
     mesh: MeshConfig = DEFAULT_MESH
     workloads: tuple[WorkloadSpec, ...] = ()
     services: tuple[ServiceSpec, ...] = ()
+    known_services: tuple[Service, ...] = ()
     key_sets: tuple[KeySetSpec, ...] = ()
     policies: tuple[Policy, ...] = ()
     files: Mapping[DocumentKey, str] = field(default_factory=dict)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from mesh.policy.effective import Finding, ObjectRef, Severity
-from mesh.topology import Endpoint, Service, ServicePort, SocketAddress, Workload
+from mesh.topology import Endpoint, Interception, Service, ServicePort, SocketAddress, Workload
 from nodeagent.core.directory import World
 from nodeagent.core.documents import DocumentKey, ServicePortSpec, ServiceSpec
 from nodeagent.core.fields import DocumentCode
@@ -15,11 +16,11 @@ _LOST_EGRESS: Final = "the listener is not opened until there is one"
 
 
 def build_services(world: World) -> tuple[Service, ...]:
-    """Services with their endpoints, in the order of the world."""
+    """Services with their endpoints, in the order of the world; those of a directory come first."""
     by_namespace: dict[str, list[Workload]] = {}
     for spec in world.workloads:
         by_namespace.setdefault(spec.workload.namespace, []).append(spec.workload)
-    return tuple(
+    written = tuple(
         Service(
             host=spec.host,
             namespace=spec.namespace,
@@ -36,12 +37,42 @@ def build_services(world: World) -> tuple[Service, ...]:
         )
         for spec in world.services
     )
+    return (*written, *world.known_services)
 
 
-def scope(workload: Workload, services: Iterable[Service]) -> tuple[Service, ...]:
-    """The services that a workload's proxy gets: those that its egress list names (D8c)."""
-    wanted = {listener.service for listener in workload.egress}
-    return tuple(service for service in services if service.host in wanted)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What a captured workload gets of the services of a cluster (D8c).
+
+    Attributes:
+        other_namespaces: False = services of its own namespace only.
+        limit: services at most; those of its own namespace come first.
+    """
+
+    other_namespaces: bool = True
+    limit: int = 1000
+
+
+EVERYTHING: Final = Scope()
+
+
+def scope(
+    workload: Workload, services: Iterable[Service], options: Scope = EVERYTHING
+) -> tuple[Service, ...]:
+    """The services that a workload's proxy gets (D8c).
+
+    A workload that binds its egress addresses itself gets the services that its egress list names. A
+    captured one may call anything: it gets those of its own namespace, then others, up to a limit.
+    """
+    if workload.interception is Interception.EXPLICIT:
+        wanted = {listener.service for listener in workload.egress}
+        return tuple(service for service in services if service.host in wanted)
+    own: list[Service] = []
+    others: list[Service] = []
+    for service in services:
+        (own if service.namespace == workload.namespace else others).append(service)
+    found = own + others if options.other_namespaces else own
+    return tuple(found[: options.limit])
 
 
 def check_references(world: World, services: Iterable[Service]) -> tuple[Finding, ...]:
@@ -63,12 +94,32 @@ def check_references(world: World, services: Iterable[Service]) -> tuple[Finding
                 continue
             key = DocumentKey("Workload", workload.namespace, workload.name)
             found.append(_warning(world, key, f"spec.egress[{index}]", message))
-    for service_spec, service in zip(world.services, services, strict=True):
+    for service_spec in world.services:
+        service = known[service_spec.host]
         for index, port in enumerate(service.ports):
             if not port.endpoints:
                 key = DocumentKey("Service", service_spec.namespace, service_spec.name)
                 message = f"port {port.number} has no endpoint: no workload has these labels and that port"
                 found.append(_warning(world, key, f"spec.ports[{index}]", message))
+    return tuple(found)
+
+
+def check_scope(
+    world: World, services: Sequence[Service], options: Scope = EVERYTHING
+) -> tuple[Finding, ...]:
+    """Services that do not fit into the proxies of a namespace."""
+    found: list[Finding] = []
+    captured = (s.workload for s in world.workloads if s.workload.interception is Interception.REDIRECT)
+    for namespace in sorted({workload.namespace for workload in captured}):
+        own = sum(service.namespace == namespace for service in services)
+        wanted = len(services) if options.other_namespaces else own
+        if wanted > options.limit:
+            message = (
+                f"{wanted - options.limit} of {wanted} services are left out of the proxies of this namespace;"
+                " calls to them are plaintext; raise kubernetes.service_limit, at 0.11 MB each per proxy"
+            )
+            ref = ObjectRef("Namespace", "", namespace)
+            found.append(Finding(DocumentCode.REFERENCE, Severity.WARNING, ref, "", message))
     return tuple(found)
 
 
