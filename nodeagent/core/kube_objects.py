@@ -267,11 +267,11 @@ def _service_ports(spec: Mapping[str, Any]) -> Iterator[PortRecord]:
         if not _is_port(number) or not _is_tcp(port):
             continue
         name = _text(port, "name")
-        usable = _is_port(target) or (isinstance(target, str) and target != "")
+        to: int | str = number
+        if _is_port(target) or (isinstance(target, str) and target):
+            to = target
         chosen = protocol_of(number, name, _text(port, "appProtocol"))
-        yield PortRecord(
-            sys.intern(name), number, target if usable else number, chosen.protocol, chosen.server_first
-        )
+        yield PortRecord(sys.intern(name), number, to, chosen.protocol, chosen.server_first)
 
 
 def _map(value: object) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What a port speaks: by its `appProtocol`, else by the prefix of its name, else by its number (policy d.3)."""
+"""What a port speaks: by its `appProtocol`, else by the prefix of its name, else by its number."""
 
 from __future__ import annotations
 
