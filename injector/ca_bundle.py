@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cryptography import x509
-from cryptography.x509 import verification
+from cryptography.x509 import verification as path
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from mesh.errors import Category, Code, MeshError
 from mesh.kube.api import KubeApi
@@ -67,18 +68,18 @@ def list_entries(api: KubeApi, selector: str, namespace: str, service: str) -> t
     for kind in KINDS:
         listing = api.get(f"{_GROUP}/{kind}", labelSelector=selector)
         for item in listing.get("items") or ():
-            path = f"{_GROUP}/{kind}/{item['metadata']['name']}"
-            found += _entries(item, path, namespace, service)
+            at = f"{_GROUP}/{kind}/{item['metadata']['name']}"
+            found += _entries(item, at, namespace, service)
     return tuple(found)
 
 
-def _entries(item: Mapping[str, Any], path: str, namespace: str, service: str) -> Iterable[Entry]:
+def _entries(item: Mapping[str, Any], at: str, namespace: str, service: str) -> Iterable[Entry]:
     for index, webhook in enumerate(item.get("webhooks") or ()):
         client = webhook.get("clientConfig") or {}
         target = client.get("service") or {}
         if (target.get("namespace"), target.get("name")) == (namespace, service):
             raw = client.get("caBundle")
-            yield Entry(path, index, str(webhook.get("name", "")), _decoded(raw), raw)
+            yield Entry(at, index, str(webhook.get("name", "")), _decoded(raw), raw)
 
 
 def _decoded(raw: str | None) -> str:
@@ -103,31 +104,31 @@ def patch_of(entries: Sequence[Entry], bundle_pem: str) -> list[dict[str, Any]]:
     return operations
 
 
-def merged(current: Sequence[bytes], published: Iterable[str], now: dt.datetime) -> str:
-    """The bundle to publish: current roots, and those already published that are still valid.
-
-    So old and new roots overlap during a rotation: a root leaves the bundle when it has expired. The
-    order is stable (current roots first), so that equal sets give equal text.
-
-    Args:
-        current: DER of the roots in force.
-        published: PEM of the bundles that are in the configurations now.
+def bundle_of(roots: Sequence[bytes]) -> str:
+    """PEM of the roots, each once, in their order: equal sequences give equal text.
 
     Raises:
         BundleError: no root, or too many.
     """
-    roots = list(dict.fromkeys(current))
-    for text in published:
-        for der in _read_roots(text):
-            if der not in roots and _is_valid_ca(der, now):
-                roots.append(der)
-    if not 0 < len(roots) <= MAX_ROOTS:
+    unique = list(dict.fromkeys(roots))
+    if not 0 < len(unique) <= MAX_ROOTS:
         raise BundleError(
             BundleCode.ROOTS,
-            f"{len(roots)} roots for the caBundle; allowed are 1 to {MAX_ROOTS}",
+            f"{len(unique)} roots for the caBundle; allowed are 1 to {MAX_ROOTS}",
             category=Category.FAILED_PRECONDITION,
         )
-    return pem.encode_certificates(roots)
+    return pem.encode_certificates(unique)
+
+
+def left_over(current: Sequence[bytes], published: Iterable[str], now: dt.datetime) -> tuple[bytes, ...]:
+    """Roots that are published, still valid, and no longer in force: old leaves may hang on them.
+
+    Args:
+        current: DER of the roots in force.
+        published: PEM of the bundles that are in the configurations now.
+    """
+    found = dict.fromkeys(der for text in published for der in _read_roots(text))
+    return tuple(der for der in found if der not in current and _is_valid_ca(der, now))
 
 
 def _read_roots(text: str) -> tuple[bytes, ...]:
@@ -147,23 +148,33 @@ def _is_valid_ca(der: bytes, now: dt.datetime) -> bool:
 
 
 def verifies(chain_pem: bytes, bundle_pem: str, name: str, now: dt.datetime) -> bool:
-    """True when an API server with this caBundle takes this chain for this DNS name."""
+    """True when an API server with this caBundle takes this chain for this DNS name.
+
+    Key identifiers are not demanded of authorities: what people make with openssl often has none.
+    """
+    agnostic = path.Criticality.AGNOSTIC
+    authorities = path.ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, agnostic, None)
+    leaves = path.ExtensionPolicy.permit_all().require_present(x509.SubjectAlternativeName, agnostic, None)
     try:
         chain = x509.load_pem_x509_certificates(chain_pem)
         roots = x509.load_pem_x509_certificates(bundle_pem.encode("ascii"))
+        usage = chain[0].extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         verifier = (
-            verification.PolicyBuilder()
-            .store(verification.Store(roots))
-            .time(now)
+            path.PolicyBuilder()
+            .store(path.Store(roots))
+            .time(now.astimezone(dt.UTC).replace(tzinfo=None))
+            .extension_policies(ca_policy=authorities, ee_policy=leaves)
             .build_server_verifier(x509.DNSName(name))
         )
         verifier.verify(chain[0], chain[1:])
-    except (ValueError, UnicodeEncodeError, verification.VerificationError):
+    except (ValueError, UnicodeEncodeError, path.VerificationError):
         return False
-    return True
+    except x509.ExtensionNotFound:
+        return False
+    return ExtendedKeyUsageOID.SERVER_AUTH in usage
 
 
-def call(host: str, port: int, server_name: str, bundle_pem: str, path: str = "/livez") -> None:
+def call(host: str, port: int, server_name: str, bundle_pem: str, page: str = "/livez") -> None:
     """Call the webhook as an API server would: TLS, this bundle, this name.
 
     Raises:
@@ -177,7 +188,7 @@ def call(host: str, port: int, server_name: str, bundle_pem: str, path: str = "/
         ):
             connection = http.client.HTTPConnection(server_name)
             connection.sock = tls
-            connection.request("GET", path, headers={"Connection": "close"})
+            connection.request("GET", page, headers={"Connection": "close"})
             status = connection.getresponse().status
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise BundleError(
@@ -188,6 +199,6 @@ def call(host: str, port: int, server_name: str, bundle_pem: str, path: str = "/
     if status != http.HTTPStatus.OK:
         raise BundleError(
             BundleCode.CALL,
-            f"https://{server_name} at {host}:{port}: {path} answered {status}",
+            f"https://{server_name} at {host}:{port}: {page} answered {status}",
             category=Category.UNAVAILABLE,
         )

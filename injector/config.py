@@ -277,6 +277,11 @@ class CertificateConfig:
         "Roots that verify the authority: root-cert.pem of the ConfigMap istio-ca-root-cert.",
         default=Path("/var/run/secrets/istio/root-cert.pem"),
     )
+    listen: Address | None = setting(
+        "HTTP without TLS of the keeper: /metrics, /livez, /readyz; it shares the pod with the webhook.",
+        default=Address("0.0.0.0", 15016),  # noqa: S104
+        parse=Address.parse,
+    )
     lifetime: dt.timedelta = setting(
         "Lifetime to ask for; renewed half-way.", default=_DAY, minimum=60 * _SECOND, maximum=2 * _DAY
     )
@@ -313,6 +318,17 @@ class UpkeepConfig:
         default=30 * _SECOND,
         minimum=_SECOND / 10,
         maximum=3600 * _SECOND,
+    )
+    overlap: dt.timedelta = setting(
+        "How long a root that is no longer in force stays in caBundle: until every webhook has a new leaf.",
+        default=900 * _SECOND,
+        minimum=0 * _SECOND,
+        maximum=7 * _DAY,
+    )
+    roots_config_map: str = setting(
+        "Roots in force, in this namespace, under root-cert.pem.",
+        default="istio-ca-root-cert",
+        parse=parse_label,
     )
     webhook_selector: str = setting(
         "Label selector of the webhook configurations that are ours.", default="app=gatehouse"
