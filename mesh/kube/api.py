@@ -43,6 +43,8 @@ _BY_STATUS: Mapping[int, tuple[KubeCode, Category]] = {
     429: (KubeCode.THROTTLED, Category.UNAVAILABLE),
 }
 
+_MAX_RETRY_AFTER = 3600
+
 
 class KubeError(MeshError):
     """A failed call.
@@ -69,15 +71,26 @@ class KubeError(MeshError):
     def of_status(cls, status: int, what: str, body: Any, retry_after: str | None = None) -> KubeError:
         """The error of an HTTP answer; `body` is the decoded Status object when there was one."""
         code, category = _BY_STATUS.get(status, (KubeCode.SERVER, Category.UNAVAILABLE))
-        reason = body.get("reason") if isinstance(body, dict) else None
+        status_object = body if isinstance(body, dict) else {}
+        reason = status_object.get("reason")
         if reason == "AlreadyExists":
             code, category = KubeCode.ALREADY_EXISTS, Category.FAILED_PRECONDITION
-        elif reason == "Expired":
+        elif reason in {"Expired", "Gone"}:
             code, category = KubeCode.GONE, Category.UNAVAILABLE
-        text = body.get("message") if isinstance(body, dict) else None
-        delay = dt.timedelta(seconds=int(retry_after)) if retry_after and retry_after.isdecimal() else None
-        message = f"{what}: HTTP {status} {str(text or reason or '')[:300]}".rstrip()
+        text = status_object.get("message") or reason or ""
+        message = f"{what}: HTTP {status} {str(text)[:300]}".rstrip()
+        delay = _delay(retry_after) or _delay(status_object.get("details"))
         return cls(code, message, category=category, status=status, retry_after=delay)
+
+
+def _delay(value: Any) -> dt.timedelta | None:
+    """A wait in seconds, from the header or from `details` of a Status; bounded, as it comes from outside."""
+    if isinstance(value, dict):
+        value = value.get("retryAfterSeconds")
+    text = str(value) if isinstance(value, int | str) else ""
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+        return None
+    return dt.timedelta(seconds=min(int(text), _MAX_RETRY_AFTER)) or None
 
 
 class PatchType(enum.Enum):
@@ -91,7 +104,9 @@ class PatchType(enum.Enum):
 class KubeApi(Protocol):
     """A connection to an API server. Safe to use from any thread.
 
-    Every method raises `KubeError`. `path` starts with `/api` or `/apis`; `query` values are text.
+    Every method raises `KubeError`. `path` starts with `/api`, `/apis` or another path of the server;
+    what is not a letter of a path is escaped. `query` values are text. A write that ends in UNREACHABLE
+    may have been done or not.
     """
 
     def get(self, path: str, **query: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from mesh.errors import Category
 from mesh.kube.api import KubeApi, KubeCode, KubeError
 
-_NUMBER = re.compile(r"[0-9]+")
+_MINOR = re.compile(r"([0-9]{1,4})[^0-9]?.*")  # hosted clusters say 27+
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def discover(api: KubeApi) -> Capabilities:
         KubeError: the server did not answer, or not as an API server does.
     """
     version = api.get("/version")
-    minor = _NUMBER.match(str(version.get("minor", ""))) if isinstance(version, dict) else None
+    minor = _MINOR.fullmatch(str(version.get("minor", ""))) if isinstance(version, dict) else None
     if minor is None or str(version.get("major")) != "1":
         raise KubeError(
             KubeCode.RESPONSE,
@@ -70,22 +70,33 @@ def discover(api: KubeApi) -> Capabilities:
             category=Category.INTERNAL,
         )
     groups = _groups(api.get("/apis"))
-    return Capabilities(minor=int(minor[0]), groups=groups, cluster_trust_bundles=_trust_bundles(api, groups))
+    return Capabilities(minor=int(minor[1]), groups=groups, cluster_trust_bundles=_trust_bundles(api, groups))
 
 
 def _trust_bundles(api: KubeApi, groups: Mapping[str, tuple[str, ...]]) -> str:
     for version in ("v1", "v1beta1", "v1alpha1"):
         if version in groups.get("certificates.k8s.io", ()):
-            listing = api.get(f"/apis/certificates.k8s.io/{version}")
-            if any(r.get("name") == "clustertrustbundles" for r in listing.get("resources") or ()):
+            path = f"/apis/certificates.k8s.io/{version}"
+            if any(
+                row.get("name") == "clustertrustbundles" for row in _rows(api.get(path), "resources", path)
+            ):
                 return version
     return ""
 
 
 def _groups(listing: Any) -> dict[str, tuple[str, ...]]:
     groups = {}
-    for group in listing.get("groups") or ():
+    for group in _rows(listing, "groups", "/apis"):
         preferred = (group.get("preferredVersion") or {}).get("version")
-        versions = [v["version"] for v in group.get("versions") or ()]
-        groups[group["name"]] = tuple(sorted(versions, key=lambda v: v != preferred))
+        versions = [str(v.get("version", "")) for v in _rows(group, "versions", "/apis")]
+        groups[str(group.get("name", ""))] = tuple(sorted(versions, key=lambda v: v != preferred))
     return groups
+
+
+def _rows(owner: Any, name: str, path: str) -> list[dict[str, Any]]:
+    rows = owner.get(name) or [] if isinstance(owner, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise KubeError(
+            KubeCode.RESPONSE, f"{path}: {name} is not a list of objects", category=Category.UNAVAILABLE
+        )
+    return rows

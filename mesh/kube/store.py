@@ -84,5 +84,5 @@ class Store(Generic[T]):
             self._tell(frozenset({key}))
 
     def _tell(self, changed: frozenset[Key]) -> None:
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):
             listener(changed)

@@ -67,7 +67,7 @@ class KubeAnswers:
         self.released = threading.Event()
         self.stopping = False
         self.muted = False
-        self.watch_command: tuple[int, str, Any] = (0, "", None)
+        self.watch_commands: list[tuple[str, Any]] = []
 
     def answer(self, request: Request) -> tuple[int, Any]:
         """Status and JSON data of everything but a watch."""
@@ -259,19 +259,19 @@ class _Watch:
                 first = store.list(self.resource, self.scope, self.matches)[0]
             else:
                 self.seen = int(since)
-            command = kube.watch_command[0]
+            done = len(kube.watch_commands)
             kube.watchers += 1
             store.changed.notify_all()
         try:
             for item in first:
                 yield _line("ADDED", {**self.typed, **item})
             while not kube.stopping:
-                todo, order, left = self._wait(command)
+                todo, orders, left = self._wait(done)
                 yield from todo
-                if order[0] != command:
-                    command = order[0]
-                    yield from self._obey(order[1], order[2])
-                    if order[1] in {"end", "error", "cut"}:
+                for kind, data in orders:
+                    done += 1
+                    yield from self._obey(kind, data)
+                    if kind in {"end", "error", "cut"}:
                         return
                 if left <= 0:
                     return
@@ -280,15 +280,15 @@ class _Watch:
                 kube.watchers -= 1
                 store.changed.notify_all()
 
-    def _wait(self, command: int) -> tuple[list[bytes], tuple[int, str, Any], float]:
+    def _wait(self, done: int) -> tuple[list[bytes], list[tuple[str, Any]], float]:
         """What is to be sent now; waits until there is something, or the time is over."""
         kube, store = self.kube, self.kube.store
         with store.changed:
             while True:
-                order = kube.watch_command
+                orders = kube.watch_commands[done:]
                 left = (self.deadline - dt.datetime.now(dt.UTC)).total_seconds()
                 new = [] if kube.muted else [e for e in store.history if e.version > self.seen]
-                if new or order[0] != command or left <= 0 or kube.stopping:
+                if new or orders or left <= 0 or kube.stopping:
                     break
                 store.changed.wait(left)
         found = []
@@ -301,7 +301,7 @@ class _Watch:
             kind = _event_type(event.type, event.new, event.old, self.matches)
             if kind:
                 found.append(_line(kind, {**self.typed, **event.new}))
-        return found, order, left
+        return found, orders, left
 
     def _obey(self, kind: str, data: Any) -> Iterator[bytes | None]:
         if kind == "cut":

@@ -15,7 +15,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+import ssl
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from mesh.kube.access import Access
 from mesh.kube.client import KubeClient
 from tests.fakes.kube_answers import PATH, KubeAnswers, Request
 from tests.fakes.kube_pki import serving_pair
-from tests.fakes.kube_server import Fault, KubeServer
+from tests.fakes.kube_server import Fault, KubeServer, Slow
 from tests.fakes.kube_store import ApiError, Obj, Resource
 
 
@@ -40,6 +42,9 @@ class FakeKube(KubeAnswers):
         super().__init__(minor, tokens)
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self.close_after_answer = False
+        self.trickle = threading.Event()
+        self._clients: list[KubeClient] = []
         for name in ("default", "kube-system", "kube-public", "kube-node-lease"):
             self.add({"kind": "Namespace", "metadata": {"name": name}})
         self._server = KubeServer(self)
@@ -54,6 +59,8 @@ class FakeKube(KubeAnswers):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        for client in self._clients:
+            client.close()
 
     def stop(self) -> None:
         """No answer from now on: connections are cut and new ones refused."""
@@ -85,8 +92,10 @@ class FakeKube(KubeAnswers):
         return Access("127.0.0.1", self.port, ca_pem=self.ca_pem, token=token)
 
     def api(self, user_agent: str = "test", *, timeout: float = 5.0, token: str = "test-token") -> KubeClient:
-        """A client of ours on this server."""
-        return KubeClient(self.access(token), user_agent=user_agent, timeout=dt.timedelta(seconds=timeout))
+        """A client of ours on this server; closed with it."""
+        client = KubeClient(self.access(token), user_agent=user_agent, timeout=dt.timedelta(seconds=timeout))
+        self._clients.append(client)
+        return client
 
     def kubeconfig(self, directory: Path, token: str = "test-token") -> Path:
         """Write a kubeconfig file, for processes."""
@@ -103,6 +112,11 @@ class FakeKube(KubeAnswers):
         path = directory / "kubeconfig"
         path.write_text(json.dumps(config))
         return path
+
+    def ask_client_certificate(self, ca_pem: str) -> None:
+        """Refuse connections without a certificate of this CA."""
+        self._server.context.load_verify_locations(cadata=ca_pem)
+        self._server.context.verify_mode = ssl.CERT_REQUIRED
 
     # --- objects, past all checks ---
 
@@ -175,6 +189,22 @@ class FakeKube(KubeAnswers):
         """Answer 200 with this body."""
         return self._fault(Fault("garbage", times, method, path, watch, status=200, body=body))
 
+    def trickling(self, body: bytes) -> Slow:
+        """A body, for `routes`, that comes byte by byte until `trickle` is set."""
+        return Slow(body, cut=False)
+
+    def truncated(self, body: bytes) -> Slow:
+        """A body, for `routes`, whose end never comes."""
+        return Slow(body, cut=True)
+
+    def wait_connections(self, most: int, deadline: float = 5.0) -> None:
+        """Wait until at most so many connections are open."""
+        end = time.monotonic() + deadline
+        while len(self._server.connections) > most:
+            if time.monotonic() > end:
+                raise AssertionError(f"{len(self._server.connections)} connections after {deadline} s")
+            self.released.wait(0.01)
+
     def _fault(self, fault: Fault) -> Fault:
         self.faults.append(fault)
         return fault
@@ -190,6 +220,24 @@ class FakeKube(KubeAnswers):
     def expire(self) -> None:
         """Forget the history: the next watch from an older version gets 410."""
         self.store.expire()
+
+    def expire_before(self, version: int) -> None:
+        """Watches from before `version` get 410."""
+        with self.store.changed:
+            self.store.oldest = version
+
+    def serve(self, group: str, version: str, plural: str, kind: str, *, namespaced: bool = True) -> None:
+        """Install a custom kind."""
+        self.resources.append(
+            Resource(group, (version,), plural, kind, namespaced, custom=True, needs_version=True)
+        )
+
+    def unserve(self, kind: str) -> None:
+        """Take a kind away, with its objects."""
+        resource = self.resource(kind)
+        self.resources.remove(resource)
+        with self.store.changed:
+            self.store.objects.pop(resource, None)
 
     def bookmark(self) -> None:
         """Send a bookmark on every watch that asked for them."""
@@ -219,7 +267,7 @@ class FakeKube(KubeAnswers):
 
     def _command(self, kind: str, data: Any) -> None:
         with self.store.changed:
-            self.watch_command = (self.watch_command[0] + 1, kind, data)
+            self.watch_commands.append((kind, data))
             self.store.changed.notify_all()
 
     # --- what was asked ---

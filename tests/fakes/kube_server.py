@@ -45,6 +45,13 @@ class Fault:
         )
 
 
+class Slow:
+    """A body that trickles, or that is cut before its end."""
+
+    def __init__(self, body: bytes, *, cut: bool) -> None:
+        self.body, self.cut = body, cut
+
+
 class KubeServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -130,19 +137,35 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        slow = body if isinstance(body, Slow) else None
+        if slow is not None:
+            data = slow.body
+        else:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         for name, value in (headers or {}).items():
             self.send_header(name, value)
+        if self.server.kube.close_after_answer:
+            self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(data)
+        if slow is None:
+            self.wfile.write(data)
+        elif slow.cut:
+            self.wfile.write(data[: len(data) // 2])
+            self._cut()
+        else:
+            for at in range(len(data)):
+                self.server.kube.trickle.wait(0.02)
+                self.wfile.write(data[at : at + 1])
 
     def _stream(self, lines: Iterator[bytes | None]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
+        if self.server.kube.close_after_answer:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.flush()
         with contextlib.closing(lines):  # type: ignore[type-var]  # a generator, typed as an iterator
