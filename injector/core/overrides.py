@@ -56,9 +56,8 @@ def check(declared: Json, limits: Limits) -> list[str]:
         match key:
             case "image":
                 if value != AUTO:
-                    problems.append(
-                        _bad("image", f"{value!r:.80}", f'write "{AUTO}"; sidecar.istio.io/proxyImage')
-                    )
+                    hint = f'write "{AUTO}", or use sidecar.istio.io/proxyImage'
+                    problems.append(_bad("image", f"{value!r:.80}", hint))
             case "resources":
                 problems += _resources(value, limits.ceilings)
             case "lifecycle":
@@ -66,7 +65,7 @@ def check(declared: Json, limits: Limits) -> list[str]:
             case "volumeMounts":
                 problems += _mounts(value, limits.volumes)
             case _:
-                problems.append(_bad(key, "a value of yours", _HINTS.get(key, "it cannot be set")))
+                problems.append(_bad(key, "set", _HINTS.get(key, "it cannot be set")))
     return problems
 
 
@@ -154,7 +153,7 @@ def _mounts(value: Any, volumes: frozenset[str]) -> list[str]:
     problems = []
     for i, mount in enumerate(value):
         field = f"volumeMounts[{i}]"
-        problems += [f"{PROXY} {text}" for text in mount_problems(mount, field)]
+        problems += [f"container {PROXY}: {text}" for text in mount_problems(mount, field)]
         if mount.get("name") not in volumes:
             problems.append(_bad(f"{field}.name", f"{mount.get('name')!r:.70}", "the pod has no such volume"))
     return problems
