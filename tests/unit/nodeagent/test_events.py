@@ -1,0 +1,52 @@
+"""What streams report becomes metrics and log lines."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from mesh.envoy.resources import LISTENER, SECRET
+from nodeagent.events import AgentEvents, short_type
+from nodeagent.metrics import AgentMetrics
+
+
+@pytest.fixture
+def metrics() -> AgentMetrics:
+    return AgentMetrics(CollectorRegistry())
+
+
+def value(metrics: AgentMetrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"gatehouse_agent_{name}", labels)
+
+
+def test_open_streams_are_counted_by_api(metrics: AgentMetrics) -> None:
+    events = AgentEvents(metrics)
+    events.on_stream_open("demo/web", "ads")
+    events.on_stream_open("demo/web", "ads")
+    events.on_stream_close("demo/web", "ads", "client")
+    events.on_stream_close("demo/web", "ads", "socket_too_many_streams")  # was never open
+    assert value(metrics, "streams", api="ads") == 1
+
+
+def test_a_refusal_of_the_proxy_is_an_error(metrics: AgentMetrics, caplog: pytest.LogCaptureFixture) -> None:
+    AgentEvents(metrics).on_nack("demo/web", LISTENER, ("inbound",), "bad")
+    assert value(metrics, "nacks_total", type="Listener") == 1
+    assert [r.levelno for r in caplog.records] == [logging.ERROR]
+
+
+def test_asking_for_another_identity_is_a_warning(
+    metrics: AgentMetrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = AgentEvents(metrics)
+    events.on_unauthorised("demo/web", SECRET, "spiffe://cluster.local/ns/demo/sa/other")
+    events.on_unknown("demo/web", SECRET, "nobody")
+    events.on_ack("demo/web", SECRET, ("default",))
+    assert [r.levelno for r in caplog.records] == [logging.WARNING]
+
+
+def test_short_types() -> None:
+    assert short_type(LISTENER) == "Listener"
+    assert short_type("") == "none"
+    assert len(short_type("a." + "b" * 500)) == 40
