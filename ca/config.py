@@ -102,7 +102,7 @@ class ListenConfig:
     )
     http: Address = setting(
         "HTTPS for /bundle, /livez, /readyz and /metrics.",
-        default=Address("0.0.0.0", 15014),  # noqa: S104
+        default=Address("0.0.0.0", 15014),  # noqa: S104 - a service listens everywhere unless told
         parse=Address.parse,
     )
     plain: Address | None = setting(

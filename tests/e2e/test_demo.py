@@ -245,12 +245,12 @@ def test_keep_says_how_to_poke_and_stops_on_ctrl_c(short_dir: Path) -> None:
         assert len(lines) >= 10
         for shows, command in lines:
             _try_curl(shows, command)
-        policy = Path(re.search(r"(\S+live\.yaml)", text).group(1))  # type: ignore[union-attr]
+        policy = Path(re.search(r"(\S+live\.yaml)", text).group(1))
         url = next(c for s, c in lines if "web may read" in s)
         policy.write_text(policy.read_text().replace("[/closed]", "[/closed, /reviews/*]"))
         until(lambda: "RBAC: access denied" in _shell(url), what="the edit to hold", seconds=5)
         assert len(processes_of(short_dir)) > 8
-        os.kill(int(re.search(r"authority +pid (\d+)", text).group(1)), signal.SIGTERM)  # type: ignore[union-attr]
+        os.kill(int(re.search(r"authority +pid (\d+)", text).group(1)), signal.SIGTERM)
         again = demo.wait_for_text("start it again: ").partition("start it again: ")[2].splitlines()[0]
         assert again.endswith("ca.yaml")
         assert "ca has ended" in demo.text
@@ -313,7 +313,7 @@ def test_two_demos_at_once_use_other_addresses(short_dir: Path) -> None:
         second_tmp.mkdir()
         run = run_demo(second_tmp, "--only", "1")
         assert run.code == 0, run.out
-        blocks = {re.search(r"demo: (127\.0\.\d+)\.x", out).group(1) for out in (text, run.out)}  # type: ignore[union-attr]
+        blocks = {re.search(r"demo: (127\.0\.\d+)\.x", out).group(1) for out in (text, run.out)}
         assert len(blocks) == 2
     finally:
         assert first.interrupt() == 0

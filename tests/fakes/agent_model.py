@@ -98,7 +98,7 @@ class Wires:
             "secrets": self.snapshot.secrets,
             **changes,
         }
-        self.snapshot = WorkloadSnapshot(revision=self.snapshot.revision + 1, starting=False, **fields)  # type: ignore[arg-type]
+        self.snapshot = WorkloadSnapshot(revision=self.snapshot.revision + 1, starting=False, **fields)
         return self.session.on_snapshot(self.snapshot)
 
     def ask(

@@ -41,7 +41,7 @@ def secrets(leaf: str = "1", roots: str = "1") -> ResourceSet:
 
 
 def sds(*, delta: bool = False, **more: object) -> Wires:
-    return Wires(delta=delta, service=Service.SDS, **{"secrets": secrets(), "identity": IDENTITY, **more})  # type: ignore[arg-type]
+    return Wires(delta=delta, service=Service.SDS, **{"secrets": secrets(), "identity": IDENTITY, **more})
 
 
 def acked(wires: Wires, short: str, responses: list[Response], *names: str) -> list[Response]:

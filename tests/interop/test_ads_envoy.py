@@ -19,11 +19,11 @@ from envoy.config.core.v3 import extension_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2  # noqa: F401 - registers the type for JSON
-from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2  # noqa: F401
-from envoy.extensions.filters.http.rbac.v3 import rbac_pb2  # noqa: F401
-from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401
+from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2  # noqa: F401 - registers its messages for JSON
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2  # noqa: F401 - registers its messages for JSON
+from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401 - registers its messages for JSON
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
-    http_connection_manager_pb2,  # noqa: F401
+    http_connection_manager_pb2,  # noqa: F401 - registers its messages for JSON
 )
 from google.protobuf.json_format import ParseDict
 

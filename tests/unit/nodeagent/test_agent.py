@@ -237,7 +237,7 @@ async def test_a_page_that_fails_does_not_end_the_agent(tree: NodeagentTree) -> 
                 await status_of(agent)
             assert caught.value.code is StatusCode.UNEXPECTED
         finally:
-            agent._ca = agent._shared.signer  # type: ignore[assignment]
+            agent._ca = agent._shared.signer
 
 
 async def test_garbage_on_the_status_port_is_answered_or_dropped(tree: NodeagentTree) -> None:

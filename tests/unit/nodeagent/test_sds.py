@@ -150,7 +150,7 @@ async def test_f73_storm_of_500_streams() -> None:
 
         async def outcome(call: object) -> str:
             try:
-                await call.write(ask("default"))  # type: ignore[attr-defined]
+                await call.write(ask("default"))
                 return "served" if names(await read(call)) == ["default"] else "odd"
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return "refused"
@@ -213,7 +213,7 @@ async def test_no_snapshot_is_missed_while_a_stream_opens() -> None:
         web.cache.publish_identity(IDENTITY, secrets())
         context = Context()
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(run_discovery(streams, context, session, Service.SDS))  # type: ignore[arg-type]
+            running = tasks.create_task(run_discovery(streams, context, session, Service.SDS))
             message = d.DiscoveryResponse.FromString(await context.written.get())
             running.cancel()
         assert names(message) == ["default"]
@@ -276,7 +276,7 @@ async def test_client_that_leaves_during_a_write_is_no_failure(error: type[Excep
     async with served() as web:
         web.cache.publish_identity(IDENTITY, secrets())
         streams = Streams(web.cache, events=web.events)
-        await run_discovery(streams, Context(), sotw_session(streams, Service.SDS), Service.SDS)  # type: ignore[arg-type]
+        await run_discovery(streams, Context(), sotw_session(streams, Service.SDS), Service.SDS)
         assert web.events.closed == [("demo/web", "sds", "client")]
         assert streams.open == 0
 
@@ -289,5 +289,5 @@ async def test_fault_of_ours_is_reported_as_one() -> None:
     async with served() as web:
         streams = Streams(web.cache, events=web.events)
         with pytest.raises(ZeroDivisionError):
-            await run_discovery(streams, Context(), sotw_session(streams, Service.SDS), Service.SDS)  # type: ignore[arg-type]
+            await run_discovery(streams, Context(), sotw_session(streams, Service.SDS), Service.SDS)
         assert web.events.closed == [("demo/web", "sds", "internal")]

@@ -229,7 +229,7 @@ async def test_failed_bind_is_explained_and_leaves_nothing_open(short_dir: Path)
         (short_dir / "w").rmdir()
         bind(server, name)
 
-    socket._bind = deleted  # type: ignore[method-assign]
+    socket._bind = deleted
     with pytest.raises(SocketError, match="cannot listen") as caught:
         await socket.start()
     assert (caught.value.code, caught.value.category) == (SocketCode.BIND, Category.UNAVAILABLE)
@@ -266,7 +266,7 @@ async def test_f77_bound_socket_swapped_for_a_file_is_refused(short_dir: Path) -
         (short_dir / "w" / name).unlink()
         (short_dir / "w" / name).write_text("x")
 
-    socket._bind = swapped  # type: ignore[method-assign]
+    socket._bind = swapped
     with pytest.raises(SocketError, match="not a socket any more"):
         await socket.start()
     assert not socket.intact()

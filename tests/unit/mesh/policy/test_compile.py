@@ -61,7 +61,7 @@ def uri(text: str) -> PeerUri:
 
 
 def rules(spec: object, domains: tuple[TrustDomain, ...] = LOCAL):
-    policy = parsed(authz(spec))  # type: ignore[arg-type]
+    policy = parsed(authz(spec))
     assert isinstance(policy, AuthorizationPolicy)
     return compile_policy(policy, domains)
 
@@ -338,7 +338,7 @@ def test_rules_with_more_than_identities_stay_apart() -> None:
 
 
 def codes(spec: object, *others: dict[str, object], **pod: object) -> list[tuple[str, str]]:
-    found = effective(authz(spec), *others, pod=workload(**pod))  # type: ignore[arg-type]
+    found = effective(authz(spec), *others, pod=workload(**pod))
     return [(str(f.code), f.field) for f in found.findings]
 
 
@@ -388,7 +388,7 @@ def test_the_companion_deny_silences_the_plaintext_warnings() -> None:
     companion = authz(source("DENY", notPrincipals=["*"]), name="companion")
     assert codes(source("ALLOW", notNamespaces=["a"]), companion) == []
     narrow = source("DENY", notPrincipals=["*"])
-    narrow["rules"][0]["to"] = [{"operation": {"ports": ["8080"]}}]  # type: ignore[index]
+    narrow["rules"][0]["to"] = [{"operation": {"ports": ["8080"]}}]
     assert codes(source("ALLOW", notNamespaces=["a"]), authz(narrow, name="narrow")) != []
 
 

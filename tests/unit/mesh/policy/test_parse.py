@@ -256,7 +256,7 @@ def test_reads_a_peer_authentication() -> None:
     assert isinstance(policy, PeerAuthentication)
     assert policy.mode is MtlsMode.STRICT
     assert policy.ports == ((80, MtlsMode.UNSET), (81, MtlsMode.UNSET), (9000, MtlsMode.DISABLE))
-    assert parsed(peer_auth("mtls: {}")).mode is MtlsMode.UNSET  # type: ignore[union-attr]
+    assert parsed(peer_auth("mtls: {}")).mode is MtlsMode.UNSET
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def when(key: object, **fields: object) -> dict[str, object]:
 
 
 def read(spec: object) -> AuthorizationPolicy:
-    policy = parsed(authz(spec))  # type: ignore[arg-type]
+    policy = parsed(authz(spec))
     assert isinstance(policy, AuthorizationPolicy)
     return policy
 
@@ -266,7 +266,7 @@ def test_empty_rules_of_allow_and_an_empty_rule() -> None:
     ],
 )  # fmt: skip
 def test_refuses(spec: object, code: str, field: str, fragment: str) -> None:
-    result = parse_policy(authz(spec))  # type: ignore[arg-type]
+    result = parse_policy(authz(spec))
     assert result.policy is None
     assert (code, field) in errors(result)
     finding = next(f for f in result.findings if (str(f.code), f.field) == (code, field))

@@ -301,10 +301,10 @@ def test_unanswered_responses_are_bounded() -> None:
 def test_fetch_answers_all_that_exists_in_one_response() -> None:
     wires = sds()
     request = d.DiscoveryRequest(resource_names=["ROOTCA", "default", OTHER])
-    response = wires.session.fetch(request)  # type: ignore[union-attr]
+    response = wires.session.fetch(request)
     assert [r.name for r in response.resources] == ["ROOTCA", "default"]
     assert wires.events.unauthorised == [("demo/web", SECRET, OTHER)]
-    everything = wires.session.fetch(d.DiscoveryRequest(type_url=SECRET))  # type: ignore[union-attr]
+    everything = wires.session.fetch(d.DiscoveryRequest(type_url=SECRET))
     assert sorted(r.name for r in everything.resources) == ["ROOTCA", "default"]
 
 
@@ -312,7 +312,7 @@ def test_fetch_answers_all_that_exists_in_one_response() -> None:
 def test_encoded_responses_share_the_body(delta: bool) -> None:
     wires = Wires(delta=delta, config=resources(("LDS", "a", "body-of-a")))
     response = wires.ask("LDS")[0]
-    assert response.resources[0].body is wires.snapshot.config.of_type(LISTENER)["a"].body  # type: ignore[union-attr]
+    assert response.resources[0].body is wires.snapshot.config.of_type(LISTENER)["a"].body
     if delta:
         message = d.DeltaDiscoveryResponse.FromString(response.encode())
         assert (message.resources[0].name, message.resources[0].version) == (

@@ -68,13 +68,13 @@ class StreamMachine(RuleBasedStateMachine):
                 *_set(ENDPOINT, every_cluster),
                 *_set(ROUTE, routes),
                 *_set(EXTENSION_CONFIG, extensions),
-            ]  # type: ignore[list-item]
+            ]
         )
         self._deliver(self.wires.publish(config=config))
 
     @rule(secrets=st.dictionaries(NAMES, CONTENT, max_size=3))
     def publish_secrets(self, secrets: dict[str, str]) -> None:
-        self._deliver(self.wires.publish(secrets=ResourceSet(_set(SECRET, secrets))))  # type: ignore[arg-type]
+        self._deliver(self.wires.publish(secrets=ResourceSet(_set(SECRET, secrets))))
 
     # --- the client acts ------------------------------------------------------------------------
 
