@@ -17,8 +17,8 @@ from typing import Any, Final
 from mesh import settings as mesh_settings
 from mesh.errors import Category, Code, MeshError
 from mesh.obs import logs
+from mesh.obs.table import render_table
 from nodeagent.config import ENV_PREFIX, AgentSettings, load_settings
-from nodeagent.table import render_table
 
 EXIT_OK: Final = 0
 EXIT_PROBLEM: Final = 1

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mesh.obs.table import render_table
 from nodeagent.__main__ import main
 from nodeagent.config import Listen
 from nodeagent.http import HttpServer, Page, Route
-from nodeagent.table import render_table
 from tests.fakes.nodeagent_tree import NodeagentTree, nodeagent_workload
 
 ROOT = Path(__file__).parents[3]
