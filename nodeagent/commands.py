@@ -148,6 +148,8 @@ def print_bootstrap(options: argparse.Namespace) -> int:
     from nodeagent.workloads import socket_directory
 
     configuration = _settings(options)
+    if configuration.directory is None:
+        raise _fail(CommandCode.ARGUMENT, "bootstrap needs `directory`: in a cluster the injector makes them")
     world = FileSource(configuration.directory).load().world
     namespace, _, name = options.workload.partition("/")
     workload = next(

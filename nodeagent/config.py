@@ -7,15 +7,18 @@ paths are taken from the directory of the configuration file.
 from __future__ import annotations
 
 import datetime as dt
+import enum
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from mesh import settings
+from mesh.meshconfig import ForwardClientCert, MeshConfig, OutboundPolicy, PathNormalization
 from mesh.obs.logs import LEVELS
-from mesh.settings import setting
+from mesh.settings import Problem, SettingsCode, SettingsError, setting
+from mesh.spiffe import TrustDomain
 
 ENV_PREFIX: Final = "GATEHOUSE_AGENT_"
 DEFAULT_CONFIG: Final = Path("/etc/gatehouse/nodeagent.yaml")
@@ -135,13 +138,119 @@ class RotationSettings:
     )
 
 
+class Mode(enum.Enum):
+    """Where workloads, services and policies come from."""
+
+    FILES = "files"
+    KUBERNETES = "kubernetes"
+
+
+class ServiceScope(enum.Enum):
+    """Which services the proxy of a pod knows."""
+
+    ALL = "all"
+    NAMESPACE = "namespace"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshSettings:
+    """Mode kubernetes: what holds for the whole mesh. In mode files the `Mesh` document says it."""
+
+    trust_domain: TrustDomain = setting(
+        "Identities are issued in it.", default=TrustDomain("cluster.local"), parse=TrustDomain
+    )
+    trust_domain_aliases: tuple[TrustDomain, ...] = setting(
+        "Peers of these trust domains are accepted too.", default=(), parse=TrustDomain
+    )
+    root_namespace: str = setting(
+        "Policies in this namespace hold for the whole mesh.", default="istio-system"
+    )
+    path_normalization: PathNormalization = setting(
+        "What happens to a request path before rules see it.",
+        default=PathNormalization.DECODE_AND_MERGE_SLASHES,
+    )
+    outbound_policy: OutboundPolicy = setting(
+        "Where a connection to an unknown destination goes.", default=OutboundPolicy.ALLOW_ANY
+    )
+    forward_client_cert: ForwardClientCert = setting(
+        "What a proxy does with x-forwarded-client-cert.", default=ForwardClientCert.SANITIZE_SET
+    )
+    jwt_require_expiration: bool = setting("Refuse end-user tokens without `exp`.", default=False)
+    jwt_clock_skew_seconds: int = setting(
+        "Tolerance on `exp` and `nbf` of end-user tokens.", default=60, minimum=0, maximum=600
+    )
+    drain_seconds: int = setting(
+        "How long old connections live after a change of their listener; the proxies' --drain-time-s.",
+        default=30,
+        minimum=1,
+        maximum=600,
+    )
+    max_connection_seconds: int = setting(
+        "An HTTP connection is told to end at that age; 0 = never.", default=0, minimum=0, maximum=604800
+    )
+
+    def config(self) -> MeshConfig:
+        """As policy resolution and rendering take it."""
+        return MeshConfig(
+            trust_domain=self.trust_domain,
+            trust_domain_aliases=self.trust_domain_aliases,
+            root_namespace=self.root_namespace,
+            path_normalization=self.path_normalization,
+            outbound_policy=self.outbound_policy,
+            forward_client_cert=self.forward_client_cert,
+            jwt_require_expiration=self.jwt_require_expiration,
+            jwt_clock_skew_seconds=self.jwt_clock_skew_seconds,
+            drain_seconds=self.drain_seconds,
+            max_connection_seconds=self.max_connection_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesSettings:
+    """Mode kubernetes: the cluster and this node."""
+
+    node_name: str = setting("Name of this node; needed in mode kubernetes.", default="")
+    kubeconfig: Path | None = setting(
+        "Access to the API server; default is the agent's own service account.", default=None
+    )
+    namespace: str = setting(
+        "Namespace of the installation; the ConfigMap gatehouse-jwks is read there.", default="istio-system"
+    )
+    cluster_domain: str = setting("Domain of the names of services.", default="cluster.local")
+    kubelet_dir: Path = setting(
+        "The kubelet's --root-dir; the agent must see it under the same path.",
+        default=Path("/var/lib/kubelet"),
+    )
+    driver_name: str = setting("Name of the CSIDriver object.", default="csi.gatehouse.dev")
+    audience: str = setting(
+        "Audience of the pods' tokens; listed in tokenRequests of the CSIDriver object.", default="istio-ca"
+    )
+    state_dir: Path = setting(
+        "What a restarted agent must know. On tmpfs tokens are kept here too; on a disk they are not.",
+        default=Path("/run/gatehouse/agent"),
+    )
+    services: ServiceScope = setting(
+        "Which services a proxy knows: all, those of its own namespace first, or its own namespace's only.",
+        default=ServiceScope.ALL,
+    )
+    service_limit: int = setting(
+        "Services that a proxy knows at most; each costs it about 0.11 MB.",
+        default=1000,
+        minimum=1,
+        maximum=20_000,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
     """Everything that the agent is told from outside."""
 
-    directory: Path = setting("Directory with Workload, Service, Mesh, KeySet and policy documents.")
+    mode: Mode = setting("Where workloads, services and policies come from.", default=Mode.FILES)
+    directory: Path | None = setting(
+        "Mode files: directory with Workload, Service, Mesh, KeySet and policy documents.", default=None
+    )
     sockets: Path = setting(
-        "Directory in which each workload gets a directory with its socket; made if missing.",
+        "Mode files: directory in which each workload gets a directory with its socket; made if missing.",
         default=Path("/run/gatehouse/sockets"),
     )
     listen: Listen = setting(
@@ -151,9 +260,11 @@ class AgentSettings:
         parse=Listen.parse,
     )
     ca: CaSettings = setting("The authority.")
+    kubernetes: KubernetesSettings = setting("The cluster.", default_factory=KubernetesSettings)
+    mesh: MeshSettings = setting("The mesh.", default_factory=MeshSettings)
     rotation: RotationSettings = setting("Renewal.", default_factory=RotationSettings)
     debounce: dt.timedelta = setting(
-        "How long the directory must be quiet before a change is applied.",
+        "How long the directory, or the cluster's objects, must be quiet before a change is applied.",
         default=dt.timedelta(milliseconds=50),
         minimum=dt.timedelta(milliseconds=10),
         maximum=dt.timedelta(seconds=5),
@@ -175,10 +286,27 @@ def load_settings(
         SettingsError: with everything that is wrong.
     """
     loaded = settings.load(AgentSettings, file=file, env=env, env_prefix=ENV_PREFIX, overrides=overrides)
+    where = str(file) if file is not None else "settings"
+    if loaded.mode is Mode.FILES and loaded.directory is None:
+        _missing(where, "directory", "required in mode files")
+    if loaded.mode is Mode.KUBERNETES and not loaded.kubernetes.node_name:
+        variable = f"{ENV_PREFIX}KUBERNETES__NODE_NAME"
+        _missing(where, "kubernetes.node_name", f"required in mode kubernetes; set it or {variable}")
     base = (file.parent if file is not None else Path()).absolute()
+    kube = loaded.kubernetes
     return replace(
         loaded,
-        directory=base / loaded.directory,
+        directory=base / loaded.directory if loaded.directory is not None else None,
         sockets=base / loaded.sockets,
         ca=replace(loaded.ca, root_file=base / loaded.ca.root_file),
+        kubernetes=replace(
+            kube,
+            kubeconfig=base / kube.kubeconfig if kube.kubeconfig is not None else None,
+            kubelet_dir=base / kube.kubelet_dir,
+            state_dir=base / kube.state_dir,
+        ),
     )
+
+
+def _missing(where: str, path: str, message: str) -> NoReturn:
+    raise SettingsError((Problem(SettingsCode.MISSING, where, path, message),))

@@ -115,7 +115,7 @@ def check_scope(
         wanted = len(services) if options.other_namespaces else own
         if wanted > options.limit:
             message = (
-                f"{wanted - options.limit} of {wanted} services are left out of the proxies of this namespace;"
+                f"{wanted - options.limit} of {wanted} services are left out of this namespace's proxies;"
                 " calls to them are plaintext; raise kubernetes.service_limit, at 0.11 MB each per proxy"
             )
             ref = ObjectRef("Namespace", "", namespace)
