@@ -1,4 +1,4 @@
-"""The node agent: watches its directory and keeps every workload of it served.
+"""The node agent: follows its directory, or the cluster, and keeps every workload of it served.
 
 One supervisor task reconciles what runs with what the directory says; rotators are tasks of their own.
 A fault of one workload (a socket that cannot be bound, a rule that cannot be rendered) is reported and
@@ -10,19 +10,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry
 
 from mesh.clock import Clock, SystemClock
+from mesh.errors import Category, MeshError
 from mesh.obs.health import Health
 from mesh.obs.logs import logger
 from mesh.policy.effective import Finding, Severity
 from mesh.spiffe import SpiffeId
 from nodeagent.ca_client import CaClient
 from nodeagent.compiler import Compiler
-from nodeagent.config import AgentSettings
+from nodeagent.config import AgentSettings, Mode, ServiceScope
+from nodeagent.core.services import Scope
+from nodeagent.core.volume import VolumeCode, VolumeError
 from nodeagent.events import AgentEvents
 from nodeagent.files import DirectoryState, FileSource
 from nodeagent.http import HttpServer
@@ -32,7 +37,17 @@ from nodeagent.status import AgentView, pages
 from nodeagent.workloads import RunningWorkload, Surroundings, socket_directory
 
 CHECK_EVERY: Final = 5.0
+SERVE_WITHIN: Final = 10.0
+"""Seconds that the kubelet's calls wait for a socket; it calls again by itself."""
 _log = logger("nodeagent.agent")
+
+
+class Source(Protocol):
+    """Where workloads, services and policies come from."""
+
+    async def run(self, apply: Callable[[DirectoryState], None]) -> None:
+        """Give each new state to `apply`, until cancelled."""
+        ...
 
 
 class Agent:
@@ -54,12 +69,18 @@ class Agent:
         self.settings = settings
         self.clock = clock if clock is not None else SystemClock()
         self.metrics = AgentMetrics(registry if registry is not None else CollectorRegistry())
-        self.health = Health("directory", "sockets", "identities")
+        self._of_files = settings.mode is Mode.FILES
+        parts = ("directory", "sockets", "identities") if self._of_files else ("cluster", "driver")
+        self.health = Health(*parts)
         self.findings: tuple[Finding, ...] = ()
         self.running: dict[str, RunningWorkload] = {}
         self.revision = 0
-        self._source = FileSource(settings.directory, debounce=settings.debounce.total_seconds())
-        self._compiler = Compiler(self.metrics)
+        self._source: Source = self._make_source()
+        kube = settings.kubernetes
+        everything = kube.services is ServiceScope.ALL
+        self._compiler = Compiler(
+            self.metrics, captured=Scope(other_namespaces=everything, limit=kube.service_limit)
+        )
         self._ca = CaClient(
             address=settings.ca.address,
             root_file=settings.ca.root_file,
@@ -78,6 +99,7 @@ class Agent:
         )
         self._state: DirectoryState | None = None
         self._changed = asyncio.Event()
+        self._admitted = asyncio.Condition()
         self.http = HttpServer(settings.listen, pages(self._view, self.health, self.metrics))
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -87,13 +109,14 @@ class Agent:
             MeshError: the socket directory cannot be used.
             OSError: the health address cannot be used.
         """
-        prepare_base(self.settings.sockets)
+        if self._of_files:
+            prepare_base(self.settings.sockets)
         await self.http.start()
-        _log.info("node agent started", listen=self.http.address, directory=self.settings.directory)
+        _log.info("node agent started", listen=self.http.address, mode=self.settings.mode.value)
         try:
             async with asyncio.TaskGroup() as tasks:
                 own = [
-                    tasks.create_task(self._source.run(self._apply), name="files"),
+                    tasks.create_task(self._source.run(self._apply), name="source"),
                     tasks.create_task(self._reconcile_for_ever(tasks), name="reconcile"),
                 ]
                 await stop.wait()
@@ -105,9 +128,52 @@ class Agent:
             await self.http.stop()
             await self._ca.close()
 
+    def _make_source(self) -> Source:
+        if self._of_files:
+            directory = self.settings.directory or Path()
+            return FileSource(directory, debounce=self.settings.debounce.total_seconds())
+        from nodeagent.kube_source import KubeSource  # not needed, and not loaded, in file mode
+
+        return KubeSource(self.settings, self, health=self.health, registry=self.metrics.registry)
+
     def _apply(self, state: DirectoryState) -> None:
         self._state = state
         self._changed.set()
+
+    # --- what the CSI driver needs: see `nodeagent.csi.Host` -----------------------------------------
+
+    async def serving(self, uid: str) -> None:
+        """Return when the workload's socket is served.
+
+        Raises:
+            MeshError: it cannot be served, or not soon; the kubelet will call again.
+        """
+        await self._wait_until(lambda: uid in self.running, "its socket is not served yet")
+        entry = self.running[uid]
+        await entry.listen()
+        if entry.problem is not None:
+            raise _not_ready(entry.problem.public) from entry.problem
+
+    async def released(self, uid: str) -> None:
+        """Return when the workload is no longer served.
+
+        Raises:
+            MeshError: not soon.
+        """
+        await self._wait_until(lambda: uid not in self.running, "its socket is still being closed")
+
+    def fresh_token(self, uid: str) -> None:
+        """A new token has come: an attempt that failed is worth another try."""
+        entry = self.running.get(uid)
+        if entry is not None and entry.rotator.status().failures:
+            entry.rotator.wake()
+
+    async def _wait_until(self, condition: Callable[[], bool], otherwise: str) -> None:
+        try:
+            async with asyncio.timeout(SERVE_WITHIN), self._admitted:
+                await self._admitted.wait_for(condition)
+        except TimeoutError:
+            raise _not_ready(otherwise) from None
 
     # --- reconcile --------------------------------------------------------------------------------
 
@@ -123,7 +189,7 @@ class Agent:
             state = self._state
             if state is None:
                 continue
-            if not swept:
+            if not swept and self._of_files:
                 names = {
                     socket_directory(spec.workload.namespace, spec.workload.name)
                     for spec in state.world.workloads
@@ -138,9 +204,20 @@ class Agent:
                 gc.freeze()
 
     async def _reconcile(self, state: DirectoryState, tasks: asyncio.TaskGroup) -> None:
+        await self._admit(state, tasks)
         with self.metrics.compile_seconds.time():
             compiled = self._compiler.compile(state.world, state.key_sets)
         findings = [*state.findings, *compiled.findings]
+        for spec in state.world.workloads:
+            found = self.running[spec.workload.uid]
+            config = compiled.configs.get(spec.workload.uid)
+            if config is not None and (spec.workload.uid in compiled.rendered or found.revision == 0):
+                found.configure(spec.workload, config)
+        self.revision += 1
+        self._report(tuple(findings), state)
+
+    async def _admit(self, state: DirectoryState, tasks: asyncio.TaskGroup) -> None:
+        """Serve every workload of the state, and no other; their configuration comes after."""
         wanted = {spec.workload.uid: spec.workload for spec in state.world.workloads}
         identities = {
             uid: SpiffeId.for_service_account(
@@ -150,21 +227,27 @@ class Agent:
         }
         for uid, entry in list(self.running.items()):
             gone = uid not in wanted
-            if gone or not entry.same(wanted[uid], identities[uid], state.token_files[uid]):
+            if gone or not entry.same(
+                wanted[uid], identities[uid], state.token_files[uid], state.directories.get(uid)
+            ):
                 del self.running[uid]
                 await entry.stop(remove=True)
                 self._forget(entry)
         for uid, workload in wanted.items():
             found = self.running.get(uid)
             if found is None:
-                found = RunningWorkload(workload, identities[uid], state.token_files[uid], self._shared)
+                found = RunningWorkload(
+                    workload,
+                    identities[uid],
+                    state.token_files[uid],
+                    self._shared,
+                    directory=state.directories.get(uid),
+                )
+                await found.listen()
                 self.running[uid] = found
                 found.begin(tasks)
-            config = compiled.configs.get(uid)
-            if config is not None and (uid in compiled.rendered or found.revision == 0):
-                found.configure(workload, config)
-        self.revision += 1
-        self._report(tuple(findings), state)
+        async with self._admitted:
+            self._admitted.notify_all()
 
     def _report(self, findings: tuple[Finding, ...], state: DirectoryState) -> None:
         before = set(self.findings)
@@ -185,12 +268,15 @@ class Agent:
             count = sum(finding.severity is severity for finding in findings)
             self.metrics.findings.labels(severity=severity.value).set(count)
         self.metrics.workloads.set(len(self.running))
-        self.health.set("directory", ok=True)
-        _log.info(
-            "directory applied",
+        if self._of_files:
+            self.health.set("directory", ok=True)
+        # A cluster changes all the time: what was applied is worth a line when people look for it.
+        say = _log.info if self._of_files else _log.debug
+        say(
+            "directory applied" if self._of_files else "cluster applied",
             revision=self.revision,
             workloads=len(state.world.workloads),
-            services=len(state.world.services),
+            services=len(state.world.services) + len(state.world.known_services),
             policies=len(state.world.policies),
             findings=len(findings),
             cleared=cleared,
@@ -207,6 +293,9 @@ class Agent:
         """Sockets in place, certificates valid: say so in health and metrics."""
         for entry in list(self.running.values()):
             await entry.listen()
+        if not self._of_files:
+            self.update_identities()
+            return  # one pod's trouble must not hold up the agents of a cluster; metrics and status tell
         broken = [e.name for e in self.running.values() if e.problem is not None]
         self.health.set(
             "sockets", ok=not broken, detail=f"cannot be served: {', '.join(broken[:10])}" if broken else ""
@@ -226,7 +315,8 @@ class Agent:
             if status.state in {"waiting", "expired"}:
                 why = f" ({status.code})" if status.code else ""
                 bad.append(f"{entry.name} {status.state}{why}")
-        self.health.set("identities", ok=not bad, detail="; ".join(bad[:10]))
+        if self._of_files:
+            self.health.set("identities", ok=not bad, detail="; ".join(bad[:10]))
 
     def _view(self) -> AgentView:
         self.update_identities()
@@ -244,3 +334,7 @@ class Agent:
         async with asyncio.TaskGroup() as tasks:
             for entry in entries:
                 tasks.create_task(entry.stop(remove=False))
+
+
+def _not_ready(message: str) -> MeshError:
+    return VolumeError(VolumeCode.NOT_READY, message, category=Category.UNAVAILABLE)

@@ -24,6 +24,7 @@ from nodeagent import inotify
 from nodeagent.core.directory import STAYS, Directory, FileError, World
 from nodeagent.core.documents import DocumentKey, KeySetSpec, WorkloadSpec
 from nodeagent.core.fields import DocumentCode
+from nodeagent.tokens import TokenSource
 
 SUFFIXES: Final = (".yaml", ".yml")
 MAX_FILES: Final = 10_000
@@ -39,16 +40,18 @@ _Signature = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectoryState:
-    """A directory at one moment, as it is in force.
+    """A directory, or a cluster, at one moment, as it is in force.
 
     Attributes:
-        token_files: by uid of the workload.
+        token_files: where each workload's token is, by uid of the workload.
+        directories: where each workload's socket goes, by uid; the agent chooses for those not named.
         key_sets: canonical JSON by jwksUri.
         findings: of documents and key sets.
     """
 
     world: World
-    token_files: Mapping[str, Path] = field(default_factory=dict)
+    token_files: Mapping[str, TokenSource] = field(default_factory=dict)
+    directories: Mapping[str, Path] = field(default_factory=dict)
     key_sets: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 

@@ -72,6 +72,7 @@ class RunningWorkload:
         name = f"{workload.namespace}/{workload.name}"
         self.name = name
         self.cache = WorkloadCache(name)
+        self._own_directory = directory is None
         self.directory = directory or shared.sockets / socket_directory(workload.namespace, workload.name)
         self.socket = WorkloadSocket(
             self.directory,
@@ -140,6 +141,7 @@ class RunningWorkload:
         """
         if self._task is not None:
             self._task.cancel()
-        await self.socket.stop(remove=remove)
+        # A directory that the kubelet gave is emptied by the CSI driver, when the kubelet says so.
+        await self.socket.stop(remove=remove and self._own_directory)
         if remove:
             self.cache.close()
