@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ PROXY_CONTAINER: Final = "istio-proxy"
 STATUS_ANNOTATION: Final = "sidecar.istio.io/status"
 TLS_MODE_LABEL: Final = "security.istio.io/tlsMode"
 SERVICE_NAME_LABEL: Final = "kubernetes.io/service-name"
+KEY_SETS_ENTRY: Final = "keysets.json"
+MAX_KEY_SETS: Final = 1 << 20
 MAX_PORTS: Final = 256
 _MAX_PORT: Final = 65535
 _MAX_POOL: Final = 50_000
@@ -247,6 +250,17 @@ def read_policy(item: Mapping[str, Any], *, kind: str, version: str) -> PolicyRe
     named = {"apiVersion": f"security.istio.io/{version}", "kind": kind, **item}
     parsed = parse_policy(named)
     return PolicyRecord(parsed.policy, parsed.findings)
+
+
+def read_key_sets(item: Mapping[str, Any]) -> KeySetsRecord:
+    """The ConfigMap of key sets that upkeep publishes: `data["keysets.json"]` maps jwksUri to key set."""
+    text = _text(_map(item.get("data")), KEY_SETS_ENTRY)
+    try:
+        found = json.loads(text) if len(text) <= MAX_KEY_SETS else None
+    except (ValueError, RecursionError):
+        found = None
+    good = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    return KeySetsRecord(found if good else None)
 
 
 def _pod_ports(spec: Mapping[str, Any]) -> Iterator[PodPort]:
