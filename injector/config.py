@@ -97,7 +97,7 @@ class ListenConfig:
     )
     plain: Address | None = setting(
         "HTTP without TLS: /metrics, /livez and /readyz of every process. Off when absent.",
-        default=Address("0.0.0.0", 15014),  # noqa: S104
+        default=Address("0.0.0.0", 15014),  # noqa: S104 - a service listens everywhere unless told
         parse=Address.parse,
     )
     tls12: bool = setting("Accept TLS 1.2 too; API servers have spoken 1.3 since 1.16.", default=False)
@@ -279,7 +279,7 @@ class CertificateConfig:
     )
     listen: Address | None = setting(
         "HTTP without TLS of the keeper: /metrics, /livez, /readyz; it shares the pod with the webhook.",
-        default=Address("0.0.0.0", 15016),  # noqa: S104
+        default=Address("0.0.0.0", 15016),  # noqa: S104 - a service listens everywhere unless told
         parse=Address.parse,
     )
     lifetime: dt.timedelta = setting(

@@ -65,6 +65,27 @@ class InjectorArbiter(Arbiter):  # type: ignore[misc] # gunicorn has no types
         """No second parent: it could not bind the ports."""
 
 
+class _Connection(TConn):  # type: ignore[misc] # gunicorn has no types
+    """A connection whose first request has a deadline too.
+
+    Attributes:
+        patience: seconds for the handshake, and for each head.
+        received: monotonic time at which the current request woke the process up.
+    """
+
+    patience: float = 5.0
+    received: float = 0.0
+
+    def init(self) -> None:
+        super().init()
+        self.arm()
+
+    def arm(self) -> None:
+        """The head of the next request is due from now on."""
+        if isinstance(self.sock, PatientSocket):
+            self.sock.deadline = time.monotonic() + self.patience
+
+
 class InjectorWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
     """Gives a thread to connections that have something to say, and a deadline to what they say."""
 
@@ -80,8 +101,9 @@ class InjectorWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no type
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             return
         self.nr_conns += 1
-        conn = TConn(self.cfg, client, address, listener.getsockname())
-        conn.timeout = time.monotonic() + self.app.config.limits.header_wait.total_seconds()
+        conn = _Connection(self.cfg, client, address, listener.getsockname())
+        conn.patience = self.app.config.limits.header_wait.total_seconds()
+        conn.timeout = time.monotonic() + conn.patience
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
@@ -91,8 +113,7 @@ class InjectorWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no type
 
     def handle(self, conn: Any) -> Any:
         """In a thread: one request. Its head has a deadline from the moment the thread has it."""
-        if isinstance(conn.sock, PatientSocket):
-            conn.sock.deadline = time.monotonic() + self.app.config.limits.header_wait.total_seconds()
+        conn.arm()
         return super().handle(conn)
 
     def handle_request(self, req: Any, conn: Any) -> Any:

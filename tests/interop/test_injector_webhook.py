@@ -1,0 +1,490 @@
+"""The webhook as a process: hostile requests over real TLS sockets, rotation under load, reload, drain."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import contextlib
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonpatch
+import pytest
+
+from injector import config as configuration
+from injector.core.inject import inject
+from injector.core.settings import ClusterFeatures
+from injector.keeper import write_pair
+from tests.fakes import injector_reviews as reviews
+from tests.fakes.injector_pki import NAMES, Root
+from tests.fakes.injector_running import REPOSITORY, Webhook, running, shop, wait_for
+from tests.fakes.kube_api import FakeKube
+
+LIMIT = 6 * 1024 * 1024
+JSON = b"POST /inject/v1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def kube() -> Iterator[FakeKube]:
+    with FakeKube() as kube:
+        shop(kube, **{"istio-injection": "enabled"})
+        yield kube
+
+
+@pytest.fixture(scope="module")
+def webhook(kube: FakeKube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webhook]:
+    limits = {"header_wait": "1s", "body_wait": "1500ms", "threads": 4}
+    with running(tmp_path_factory.mktemp("webhook"), kube, {"limits": limits}) as webhook:
+        yield webhook
+
+
+# --- e.2 (7): malformed requests ---
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
+def test_d1_only_post_is_answered(webhook: Webhook, method: str) -> None:
+    status, _ = webhook.ask(b"", method=method)
+    assert status == 405
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        pytest.param(b"", {}, 400, "review_empty", id="empty"),
+        pytest.param(b"{", {}, 400, "review_not_json", id="not-json"),
+        pytest.param(reviews.body(), {"Content_Type": "text/plain"}, 415, "review_media_type", id="text"),
+        pytest.param(
+            reviews.body(), {"Content_Type": "application/yaml"}, 415, "review_media_type", id="yaml"
+        ),
+        pytest.param(b"\x1f\x8b\x08\x00", {"Content_Encoding": "gzip"}, 415, "encoding", id="gzip"),
+        pytest.param(
+            json.dumps({**reviews.review(), "request": None}).encode(), {}, 400, "review_request", id="null"
+        ),
+        pytest.param(
+            reviews.body().replace(b"admission.k8s.io/v1", b"admission.k8s.io/v1beta1"),
+            {},
+            400,
+            "review_version",
+            id="v1beta1",
+        ),
+        pytest.param(reviews.body(uid=None), {}, 400, "review_uid", id="no-uid"),
+    ],
+)
+def test_d1_malformed_reviews_have_a_status_and_a_code(
+    webhook: Webhook, body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    found, text = webhook.ask(body, **headers)
+    assert (found, code in text.decode()) == (status, True), text
+
+
+def test_d1_more_than_six_mebibytes_are_refused_before_they_are_sent(webhook: Webhook) -> None:
+    with webhook.connect() as tls:
+        tls.sendall(JSON + b"Content-Length: %d\r\n\r\n" % (LIMIT + 1))
+        found = tls.recv(65536)
+    assert found.startswith(b"HTTP/1.1 413"), found
+
+
+def test_d1_exactly_six_mebibytes_are_read(webhook: Webhook) -> None:
+    body = reviews.body()
+    status, _ = webhook.ask(body + b" " * (LIMIT - len(body)))
+    assert status == 200
+
+
+def chunked(*parts: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in parts) + b"0\r\n\r\n"
+
+
+def test_e7_a_chunked_review_is_read(webhook: Webhook) -> None:
+    body = reviews.body()
+    head = JSON + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    found = webhook.raw(head + chunked(body[:10], body[10:]))
+    assert found.startswith(b"HTTP/1.1 200"), found
+    assert b'"allowed":true' in found
+
+
+def test_e7_chunks_without_end_are_cut_at_the_limit(webhook: Webhook) -> None:
+    """The cap streams: no more than the limit is ever held."""
+    head = JSON + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    with webhook.connect() as tls:
+        tls.sendall(head)
+        part = b"%x\r\n%s\r\n" % (65536, b" " * 65536)
+        with contextlib.suppress(OSError):  # cut off while still sending: as good
+            for _ in range(200):
+                tls.sendall(part)
+    name = 'gatehouse_injector_admissions_total{outcome="failed",reason="review_too_large"}'
+    wait_for(lambda: webhook.metric(name) > 0, "it is counted")
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        pytest.param(b"\x00\x01\x02\r\n\r\n", b"400", id="binary"),
+        pytest.param(b"GET / HTTP/9.9\r\n\r\n", b"400", id="version"),
+        pytest.param(b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", b"414", id="long-line"),
+        pytest.param(
+            b"GET /livez HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % i for i in range(100)) + b"\r\n",
+            b"431",
+            id="many-fields",
+        ),
+        pytest.param(
+            JSON + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", b"400", id="smuggling"
+        ),
+        pytest.param(JSON + b"Content-Length: -1\r\n\r\n", b"400", id="negative-length"),
+        pytest.param(
+            JSON + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\nzz\r\n", b"400", id="bad-chunk"
+        ),
+    ],
+)
+def test_e7_what_is_not_http_is_refused(webhook: Webhook, data: bytes, status: bytes) -> None:
+    found = webhook.raw(data)
+    assert found.partition(b" ")[2][:3] == status, found[:200]
+
+
+def test_e7_a_body_that_ends_early_is_no_review(webhook: Webhook) -> None:
+    tls = webhook.connect()
+    try:
+        tls.sendall(JSON + b"Content-Length: 1000\r\nConnection: close\r\n\r\n{")
+        tls.unwrap().close()
+    except (OSError, ssl.SSLError):
+        tls.close()
+    name = 'gatehouse_injector_admissions_total{outcome="failed",reason="review_cut"}'
+    wait_for(lambda: webhook.metric(name) + webhook.metric(name.replace("cut", "slow")) > 0, "it is counted")
+
+
+def test_d1_a_slow_body_gets_408_within_its_time(webhook: Webhook) -> None:
+    """Slow loris: bytes that keep coming do not prolong the deadline."""
+    with webhook.connect() as tls:
+        tls.sendall(JSON + b"Content-Length: 1000\r\n\r\n")
+        started, found = time.monotonic(), b""
+        tls.settimeout(0.2)
+        while not found and time.monotonic() - started < 10:
+            try:
+                tls.sendall(b" ")
+                found = tls.recv(65536)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+    assert found.startswith(b"HTTP/1.1 408"), found
+    assert time.monotonic() - started < 6
+
+
+def test_d1_a_slow_head_is_dropped_within_its_time(webhook: Webhook) -> None:
+    with webhook.connect() as tls:
+        tls.settimeout(0.2)
+        started, ended = time.monotonic(), False
+        while not ended and time.monotonic() - started < 10:
+            try:
+                tls.sendall(b"X")
+                ended = tls.recv(100) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                ended = True
+    assert ended
+    assert time.monotonic() - started < 6
+
+
+def test_d1_silent_connections_hold_no_thread(webhook: Webhook) -> None:
+    """Fifty connections that say nothing, with four threads: everybody else is served at once."""
+    silent = [socket.create_connection(("127.0.0.1", webhook.port)) for _ in range(50)]
+    try:
+        started = time.monotonic()
+        assert webhook.review(reviews.body())["allowed"] is True
+        assert time.monotonic() - started < 3
+    finally:
+        for sock in silent:
+            sock.close()
+
+
+def test_d1_half_handshakes_end_within_their_time(webhook: Webhook) -> None:
+    with socket.create_connection(("127.0.0.1", webhook.port), timeout=10) as plain:
+        plain.sendall(b"\x16\x03\x01\x02\x00\x01")
+        assert plain.recv(10) == b""
+
+
+def test_the_corpus_left_the_webhook_in_good_health(webhook: Webhook) -> None:
+    assert webhook.ready()
+    assert webhook.review(reviews.body())["allowed"] is True
+    assert not webhook.said("an admission failed")
+
+
+# --- TLS ---
+
+
+def test_d1_tls_1_3_and_http_1_1_only(webhook: Webhook) -> None:
+    with webhook.connect() as tls:
+        assert (tls.version(), tls.selected_alpn_protocol()) == ("TLSv1.3", "http/1.1")
+    context = webhook.context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("127.0.0.1", webhook.port), timeout=10) as plain,
+        pytest.raises(ssl.SSLError),
+    ):
+        context.wrap_socket(plain, server_hostname=NAMES[0])
+
+
+def test_d1_plain_http_on_the_tls_port_gets_nothing(webhook: Webhook) -> None:
+    with socket.create_connection(("127.0.0.1", webhook.port), timeout=10) as plain:
+        plain.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert b"200" not in plain.recv(1000)
+
+
+def test_d1_connections_are_kept(webhook: Webhook) -> None:
+    connection = webhook.client()
+    for _ in range(3):
+        connection.request("POST", "/inject/v1", reviews.body(), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert (response.status, bool(response.read())) == (200, True)
+        assert connection.sock is not None
+    connection.close()
+
+
+# --- answers ---
+
+
+def test_a_skip_says_why(webhook: Webhook) -> None:
+    pod = reviews.pod(labels={"sidecar.istio.io/inject": "false"})
+    found = webhook.review(reviews.body(object=pod))
+    assert found["allowed"] is True
+    assert found["auditAnnotations"]["reason"] == "pod_opt_out"
+    assert "patch" not in found
+
+
+def test_an_invalid_value_is_denied_with_422(webhook: Webhook) -> None:
+    pod = reviews.pod(labels={"sidecar.istio.io/inject": "maybe"})
+    found = webhook.review(reviews.body(object=pod))
+    assert found["allowed"] is False
+    assert found["status"]["code"] == 422
+    assert "invalid_inject_value" in found["status"]["message"]
+
+
+def test_a_time_out_that_is_over_is_not_worked_on(webhook: Webhook) -> None:
+    status, body = webhook.ask(reviews.body(), path="/inject/v1?timeout=1ms")
+    assert (status, b"review_late" in body) == (503, True)
+
+
+def test_events_are_written_on_the_owner_and_never_for_dry_runs(webhook: Webhook, kube: FakeKube) -> None:
+    pod = reviews.pod(labels={"sidecar.istio.io/inject": "maybe"})
+    pod["metadata"]["ownerReferences"][0] |= {"uid": "dry", "name": "dry-1"}
+    webhook.review(reviews.body(object=pod, dryRun=True))
+    pod["metadata"]["ownerReferences"][0] |= {"uid": "wet", "name": "wet-1"}
+    webhook.review(reviews.body(object=pod))
+    wait_for(
+        lambda: any(e["involvedObject"]["name"] == "wet-1" for e in kube.all("Event")), "the Event is there"
+    )
+    events = kube.all("Event")
+    assert not [e for e in events if e["involvedObject"]["name"] == "dry-1"]
+    event = next(e for e in events if e["involvedObject"]["name"] == "wet-1")
+    assert event["involvedObject"]["kind"] == "ReplicaSet"
+    assert (event["reason"], event["type"]) == ("InjectionDenied", "Warning")
+    assert event["message"].startswith("invalid_inject_value: ")
+
+
+def test_the_webhook_only_reads_and_creates_events(webhook: Webhook, kube: FakeKube) -> None:
+    """Least privilege: no write right but the creation of Events."""
+    assert webhook.ready()
+    asked = {(resource, verb) for _, _, resource, verb in kube.verbs()}
+    assert {found for found in asked if found[1] not in {"get", "list", "watch"}} <= {("events", "create")}
+    assert asked <= {
+        ("namespaces", "get"),
+        ("namespaces", "list"),
+        ("namespaces", "watch"),
+        ("mutatingwebhookconfigurations", "list"),
+        ("validatingwebhookconfigurations", "list"),
+        ("events", "create"),
+    } | {found for found in asked if found[0].startswith("/")}
+
+
+def test_a_namespace_that_was_labelled_a_moment_ago_is_asked_for(webhook: Webhook, kube: FakeKube) -> None:
+    """The cache may be behind; a pod must not stay out of the mesh for it."""
+    kube.mute_watches()
+    try:
+        kube.add(
+            {"kind": "Namespace", "metadata": {"name": "fresh", "labels": {"istio-injection": "enabled"}}}
+        )
+        found = webhook.review(reviews.body(namespace="fresh"))
+    finally:
+        kube.mute_watches(muted=False)
+    assert found["auditAnnotations"]["reason"] not in {"not_selected", "namespace_disabled"}
+
+
+def test_an_internal_error_is_500_and_never_half_a_patch(webhook: Webhook, kube: FakeKube) -> None:
+    """d.1: internal error -> 500 -> failurePolicy. Here: an unknown namespace, no API server."""
+    fault = kube.fail(500, times=10, path="/api/v1/namespaces/nowhere")
+    try:
+        status, body = webhook.ask(reviews.body(namespace="nowhere"))
+    finally:
+        if fault in kube.faults:
+            kube.faults.remove(fault)
+    assert (status, b"review_not_ready" in body) == (503, True)
+    assert b"patch" not in body
+
+
+def test_the_answer_equals_the_offline_path(webhook: Webhook) -> None:
+    """Golden equality: the same `inject` for webhook and command line."""
+    config = configuration.load(webhook.file, {})
+    for pod in (
+        reviews.pod(),
+        reviews.pod(annotations={"sidecar.istio.io/proxyCPU": "50m"}),
+        reviews.pod(labels={"sidecar.istio.io/inject": "true"}),
+    ):
+        offline = inject(
+            pod,
+            namespace="shop",
+            namespace_labels={"istio-injection": "enabled"},
+            namespace_annotations={},
+            config=config.settings(),
+            capabilities=ClusterFeatures(native_sidecars=False),
+        )
+        found = webhook.review(reviews.body(object=pod))
+        patch = json.loads(base64.b64decode(found["patch"])) if "patch" in found else []
+        assert patch == list(offline.patch)
+        assert found.get("auditAnnotations", {}).get("reason") == offline.audit["reason"]
+        jsonpatch.apply_patch(pod, patch)  # it applies to the raw object
+
+
+# --- processes ---
+
+
+def test_certificates_rotate_under_load_without_a_failed_admission(kube: FakeKube, tmp_path: Path) -> None:
+    """e.2 (8): 20 rotations, every second one from another root; bundle of the client = both roots."""
+    with running(tmp_path, kube) as webhook:
+        other, failures, done = Root(name="other"), [], threading.Event()
+        served: set[str] = set()
+
+        def load(keep: bool) -> int:
+            count = 0
+            while not done.is_set():
+                try:
+                    connection = webhook.client(webhook.root, other)
+                    assert isinstance(connection.sock, ssl.SSLSocket)
+                    certificate: Any = connection.sock.getpeercert()
+                    served.add(certificate["serialNumber"])
+                    for _ in range(10 if keep else 1):
+                        connection.request(
+                            "POST", "/inject/v1", reviews.body(), {"Content-Type": "application/json"}
+                        )
+                        response = connection.getresponse()
+                        if response.status != 200 or b'"allowed":true' not in response.read():
+                            failures.append(str(response.status))
+                        count += 1
+                    connection.close()
+                except OSError as error:
+                    failures.append(repr(error))
+            return count
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            loads = [pool.submit(load, keep) for keep in (True, False, True, False)]
+            for number in range(20):
+                issued = (other if number % 2 else webhook.root).issue()
+                loaded = webhook.metric("gatehouse_injector_serving_cert_loads_total")
+                write_pair(webhook.directory / "serving", issued.key_pem, issued.chain_pem)
+                wait_for(
+                    lambda before=loaded: (
+                        webhook.metric("gatehouse_injector_serving_cert_loads_total") > before
+                    ),
+                    "the new pair is loaded",
+                )
+            done.set()
+            total = sum(future.result() for future in loads)
+        assert failures == []
+        assert total > 100
+        assert len(served) > 5
+
+
+def test_a_bad_pair_is_not_served(kube: FakeKube, tmp_path: Path) -> None:
+    with running(tmp_path, kube) as webhook:
+        write_pair(webhook.directory / "serving", Root().issue().key_pem, Root().issue().chain_pem)
+        wait_for(lambda: webhook.said("the serving pair is not used"), "it is told")
+        assert webhook.review(reviews.body())["allowed"] is True
+        assert webhook.metric('gatehouse_injector_serving_cert_loads_total{result="refused"}') == 1
+
+
+def test_configuration_is_taken_over_and_a_bad_one_is_not(kube: FakeKube, tmp_path: Path) -> None:
+    with running(tmp_path, kube) as webhook:
+        webhook.config["injection"] = {"selection": {"never": [{"matchLabels": {"app": "web"}}]}}
+        webhook.write_config()
+        wait_for(lambda: webhook.metric("gatehouse_injector_config_generations") == 1, "it is taken over")
+        assert webhook.review(reviews.body())["auditAnnotations"]["reason"] == "never_selector"
+        webhook.config["injection"] = {"selektion": {}}
+        webhook.write_config()
+        wait_for(lambda: webhook.metric("gatehouse_injector_config_ready") == 0, "it is refused")
+        assert webhook.review(reviews.body())["auditAnnotations"]["reason"] == "never_selector"
+        assert webhook.ready(), "one bad file must not take all replicas away"
+        assert "did you mean 'selection'" in str(
+            webhook.said("the configuration is refused, the last good one stays in force")
+        )
+
+
+def test_term_fails_readiness_first_and_finishes_what_is_under_way(kube: FakeKube, tmp_path: Path) -> None:
+    with running(tmp_path, kube, {"limits": {"drain": "2s"}}) as webhook:
+        connection = webhook.client()
+        webhook.popen.send_signal(signal.SIGTERM)
+        wait_for(lambda: "draining" in webhook.get("/readyz")[1], "readiness fails")
+        connection.request("POST", "/inject/v1", reviews.body(), {"Content-Type": "application/json"})
+        assert connection.getresponse().status == 200
+        connection.close()
+        assert webhook.review(reviews.body())["allowed"] is True, "new connections are served too"
+        assert webhook.popen.wait(30) == 0
+
+
+def test_not_ready_without_certificate_or_namespaces(tmp_path: Path) -> None:
+    with FakeKube() as kube:
+        kube.fail(500, times=10_000, path="/api/v1/namespaces")
+        webhook = Webhook(tmp_path, kube)
+        try:
+            (tmp_path / "serving" / "tls.crt").unlink()
+            wait_for(lambda: "namespaces: not listed yet" in _page(webhook), "it says what is missing")
+            assert webhook.get("/livez")[0] == 200
+            assert webhook.get("/readyz")[0] == 503
+            kube.faults.clear()
+            issued = webhook.root.issue()
+            write_pair(tmp_path / "serving", issued.key_pem, issued.chain_pem)
+            wait_for(webhook.ready, "it is ready as soon as everything is there")
+        finally:
+            webhook.stop()
+
+
+def _page(webhook: Webhook) -> str:
+    try:
+        return webhook.get("/readyz")[1]
+    except OSError:
+        return ""
+
+
+def test_several_workers_show_one_set_of_metrics(kube: FakeKube, tmp_path: Path) -> None:
+    with running(tmp_path, kube, {"workers": 2}) as webhook:
+        wait_for(lambda: len(webhook.workers()) == 2, "two workers")
+        for _ in range(30):
+            webhook.review(reviews.body())
+        assert webhook.metric("gatehouse_injector_admission_duration_seconds_count") == 30
+        assert webhook.metric("gatehouse_injector_ready") == 1
+        assert "pid=" not in webhook.get("/metrics")[1]
+
+
+def test_the_webhook_loads_neither_grpc_nor_kubernetes() -> None:
+    code = (
+        "import sys, injector.__main__, injector.gunicorn_conf, injector.runtime;"
+        "print([m for m in ('grpc', 'kubernetes') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_parent_starts_no_thread(webhook: Webhook) -> None:
+    """A fork takes only the calling thread along."""
+    tasks = list(Path(f"/proc/{webhook.popen.pid}/task").iterdir())
+    assert len(tasks) == 1
