@@ -1,0 +1,1 @@
+"""The command line of Gatehouse: inject offline, explain, check, and show identities."""

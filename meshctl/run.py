@@ -1,0 +1,39 @@
+"""From parsed arguments to a command, and from a refusal to an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import Final
+
+from mesh.errors import Category, MeshError
+from meshctl.exits import EXIT_PROBLEM, EXIT_UNREACHABLE, EXIT_USAGE
+from meshctl.terminal import Screen
+
+_MODULES: Final = {
+    "inject": "meshctl.inject",
+    "uninject": "meshctl.inject",
+    "explain": "meshctl.explain",
+    "check": "meshctl.check",
+    "identity": "meshctl.identity",
+    "version": "meshctl.version",
+}
+_EXITS: Final = {
+    Category.UNAVAILABLE: EXIT_UNREACHABLE,
+    Category.UNAUTHENTICATED: EXIT_UNREACHABLE,
+    Category.PERMISSION_DENIED: EXIT_UNREACHABLE,
+    Category.INTERNAL: EXIT_PROBLEM,
+}
+
+
+def run(options: argparse.Namespace, screen: Screen | None = None) -> int:
+    """Run the command that was parsed; the exit code."""
+    found = screen if screen is not None else Screen.of_process(sys.stdout, sys.stderr)
+    try:
+        command = getattr(importlib.import_module(_MODULES[options.command]), f"run_{options.command}")
+        code: int = command(options, found)
+    except MeshError as error:
+        found.refuse(error.public, str(error.code))
+        return _EXITS.get(error.category, EXIT_USAGE)
+    return code
