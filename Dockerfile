@@ -47,13 +47,18 @@ COPY nodeagent /opt/gatehouse/nodeagent
 RUN chmod -R a+rX,go-w /opt/gatehouse && python -m compileall -q --invalidation-mode unchecked-hash /opt/gatehouse
 
 FROM base AS proxy-code
-COPY injector/__init__.py injector/istio_*.py /opt/gatehouse/injector/
+COPY injector/__init__.py injector/istio_init.py injector/until_finished.py injector/wait_ready.py /opt/gatehouse/injector/
 COPY injector/core/__init__.py injector/core/capture*.py /opt/gatehouse/injector/core/
-COPY mesh/__init__.py mesh/errors.py /opt/gatehouse/mesh/
+COPY mesh/__init__.py mesh/errors.py mesh/ports.py /opt/gatehouse/mesh/
 RUN chmod -R a+rX,go-w /opt/gatehouse && python -m compileall -q --invalidation-mode unchecked-hash /opt/gatehouse
 
 # ---- the control plane
 FROM base AS control
+# A name for the number: without one, a container runtime gives the process the group 0.
+RUN echo 'gatehouse:x:65532:65532::/nonexistent:/usr/sbin/nologin' >>/etc/passwd && echo 'gatehouse:x:65532:' >>/etc/group
+COPY --from=build /opt/venv /opt/venv
+COPY --from=control-code /opt/gatehouse /opt/gatehouse
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="gatehouse/control" \
@@ -61,9 +66,6 @@ LABEL org.opencontainers.image.title="gatehouse/control" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-COPY --from=build /opt/venv /opt/venv
-COPY --from=control-code /opt/gatehouse /opt/gatehouse
-ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin
 # The node agent's manifest says runAsUser 0 with no capability: the kubelet's directories are root's.
 USER 65532:65532
 STOPSIGNAL SIGTERM
@@ -71,11 +73,15 @@ CMD ["python", "-m", "meshctl", "--help"]
 
 # ---- the sidecar, and the init container that redirects the pod's traffic to it
 FROM base AS proxy
+RUN echo 'istio-proxy:x:1337:1337::/nonexistent:/usr/sbin/nologin' >>/etc/passwd && echo 'istio-proxy:x:1337:' >>/etc/group
 # A base image that has the tools (an air-gapped build) is taken as it is.
 RUN if ! { command -v nft && command -v ip; } >/dev/null; then \
         apt-get update -q && apt-get install -y -q --no-install-recommends nftables iproute2 \
         && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log; \
     fi
+COPY --from=build /opt/envoy /usr/local/bin/envoy
+COPY --from=proxy-code /opt/gatehouse /opt/gatehouse
+ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="gatehouse/proxy" \
@@ -83,9 +89,6 @@ LABEL org.opencontainers.image.title="gatehouse/proxy" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-COPY --from=build /opt/envoy /usr/local/bin/envoy
-COPY --from=proxy-code /opt/gatehouse /opt/gatehouse
-ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 USER 1337:1337
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/envoy"]

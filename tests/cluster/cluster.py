@@ -37,8 +37,7 @@ def up(place: Layout) -> Path:
     if reason := packages.why_not_here():
         raise ClusterError(f"no cluster on this machine: {reason}")
     with _lock(place):
-        found = status(place)
-        if len(found.ready) == place.nodes:
+        if is_up(place):
             return place.kubeconfig
         _down(place)
         packages.install()
@@ -61,7 +60,7 @@ def _start(place: Layout) -> None:
     wait_for("containerd on every node", lambda: all(map(_answers, sockets)), seconds=60)
     pause = place.state / "pause.tar"
     images.pause_archive(place, pause)
-    images.load(place, [pause])
+    images.load(place, pause)
     wait_for("the API server", lambda: works(_kubectl(place, "get", "--raw", "/readyz")), seconds=120)
     run(_kubectl(place, "create", "clusterrolebinding", *_PROXY_BINDING))
     wait_for("Ready nodes", lambda: len(_ready(place)) == place.nodes, seconds=120)
@@ -75,18 +74,16 @@ def load_images(place: Layout) -> list[str]:
     """Build our images from the working tree and load those that changed into the nodes."""
     with _lock(place):
         store = ImageStore(place)
-        archives = place.cache / "archives"
-        archives.mkdir(exist_ok=True)
-        wanted = {name: archives / f"{store.image_id(name)}.tar" for name in store.build()}
-        for outdated in set(archives.iterdir()) - set(wanted.values()):
-            outdated.unlink()
-        for name, archive in wanted.items():
-            store.save(name, archive)
-        marks = {archive: place.state / f"loaded-{archive.stem}" for archive in wanted.values()}
-        images.load(place, [archive for archive, mark in marks.items() if not mark.exists()])
+        names = store.build()
+        marks = {name: place.state / f"loaded-{store.image_id(name)}" for name in names}
+        if new := [name for name, mark in marks.items() if not mark.exists()]:
+            archive = place.state / "images.tar"
+            store.export(new, archive)
+            images.load(place, archive)
+            archive.unlink()
         for mark in marks.values():
             mark.touch()
-        return list(wanted)
+        return names
 
 
 def down(place: Layout) -> None:
@@ -110,6 +107,11 @@ def status(place: Layout) -> Status:
     """What runs now."""
     trees = [servers.control_tree(place), *map(servers.node_tree, place.places)]
     return Status([tree.name for tree in trees if tree.outer_pid()], _ready(place))
+
+
+def is_up(place: Layout) -> bool:
+    """Whether every node is Ready."""
+    return len(_ready(place)) == place.nodes
 
 
 def _ready(place: Layout) -> list[str]:

@@ -109,10 +109,13 @@ class ImageStore:
         """The digest of the image's configuration, in hexadecimal."""
         return run(self._buildah("inspect", "--type", "image", "--format", "{{.FromImageID}}", name)).strip()
 
-    def save(self, name: str, archive: Path) -> None:
-        """Write an image as a docker archive, unless it is there."""
-        if not archive.exists():
-            run(self._buildah("push", "-q", "-D", name, f"docker-archive:{archive}:{name}"), timeout=300)
+    def export(self, names: Iterable[str], archive: Path) -> None:
+        """Write images as one OCI archive: what they share is there once."""
+        with tempfile.TemporaryDirectory(prefix="oci-", dir=archive.parent) as layout:
+            fast = ["--compression-format=zstd", "--compression-level=1"]
+            for name in names:
+                run(self._buildah("push", "-q", *fast, name, f"oci:{layout}:{name}"), timeout=300)
+            run(["tar", "-C", layout, "-cf", archive, "."])
 
     def _buildah(self, *words: str) -> list[str]:
         settings = [f"{key}={value}" for key, value in self._environment().items()]
@@ -171,15 +174,13 @@ def _as_root(info: tarfile.TarInfo) -> tarfile.TarInfo:
     return info
 
 
-def load(place: Layout, archives: Iterable[Path]) -> None:
-    """Import docker archives into the containerd of every node, the nodes at the same time."""
+def load(place: Layout, archive: Path) -> None:
+    """Import an archive into the containerd of every node, the nodes at the same time."""
 
     def one(socket: Path) -> None:
-        for archive in wanted:
-            # No unpacking of other platforms, and into the name space of the CRI plugin.
-            run(["ctr", "-a", socket, "-n", "k8s.io", "images", "import", archive], timeout=300)
+        run(
+            ["ctr", "-a", socket, "-n", "k8s.io", "images", "import", archive], timeout=300
+        )  # CRI's name space
 
-    wanted = list(archives)
     with ThreadPoolExecutor(len(place.places)) as pool:
-        for _ in pool.map(one, [node.containerd_socket for node in place.places]):
-            pass
+        list(pool.map(one, [node.containerd_socket for node in place.places]))

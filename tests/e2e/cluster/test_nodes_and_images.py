@@ -1,0 +1,124 @@
+"""What the mesh stands on: two real nodes, and images that run under the strictest settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.kubectl import Kubectl
+from tests.cluster.objects import pod, service
+from tests.cluster.run import wait_for
+from tests.cluster.under_test import ClusterUnderTest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
+
+BOOKSHOP = Path(__file__).resolve().parents[3] / "examples" / "bookshop" / "bookshop.yaml"
+
+
+def run_once(kubectl: Kubectl, name: str, image: str, command: list[str]) -> tuple[str, str]:
+    """Phase and log of a restricted pod that runs a command to its end."""
+    kubectl.apply([pod(name, image, command=command, restart="Never")])
+    phase = ""
+
+    def ended() -> bool:
+        nonlocal phase
+        phase = kubectl.get("pod", name)["status"]["phase"]
+        return phase in ("Succeeded", "Failed")
+
+    wait_for(f"the end of {name}", ended, seconds=60)
+    return phase, kubectl("logs", name)
+
+
+def test_two_nodes_are_ready(kube: ClusterUnderTest) -> None:
+    nodes = kube.kubectl.items("nodes")
+    ready = [
+        node["metadata"]["name"]
+        for node in nodes
+        if any(item["type"] == "Ready" and item["status"] == "True" for item in node["status"]["conditions"])
+    ]
+    assert len(ready) == len(nodes) >= 2
+
+
+def test_pods_reach_each_other_across_nodes(kube: ClusterUnderTest, namespace: Kubectl) -> None:
+    first, second = kube.nodes()[:2]
+    image = kube.image("bookshop")
+    namespace.apply(
+        [
+            pod("details", image, args=["details"], node=first, ports=[9080]),
+            pod("caller", image, args=["details"], node=second),
+            service("details", 9080),
+        ]
+    )
+    pods = namespace.wait_ready(count=2)
+    assert {item["spec"]["nodeName"] for item in pods} == {first, second}
+    (address,) = [item["status"]["podIP"] for item in pods if item["metadata"]["name"] == "details"]
+
+    for host in (address, "details", f"details.{namespace.namespace}.svc.cluster.local"):
+
+        def answers(host: str = host) -> bool:
+            get = ("python", "-m", "bookshop", "get", f"http://{host}:9080/health")
+            code, said = namespace.execute("caller", "app", *get)
+            return code == 0 and "details is healthy" in said
+
+        wait_for(f"an answer from {host}", answers, seconds=20)
+
+
+@pytest.mark.parametrize(
+    ("image", "command", "says"),
+    [
+        ("control", ["python", "-m", "ca", "--help"], "usage: ca"),
+        ("control", ["python", "-m", "nodeagent", "--help"], "usage: nodeagent"),
+        ("control", ["python", "-m", "injector", "--help"], "usage: "),
+        ("control", ["id"], "uid=65532(gatehouse) gid=65532"),
+        ("proxy", ["envoy", "--version"], "envoy  version:"),
+        ("proxy", ["id"], "uid=1337(istio-proxy) gid=1337"),
+        ("proxy", ["python3", "-m", "injector.istio_init", "--dry-run"], "redirect to :15006"),
+        (
+            "proxy",
+            ["python3", "-m", "injector.wait_ready", "--timeout", "0"],
+            "the proxy is not ready after 0 s",
+        ),
+        ("proxy", ["ip", "-V"], "iproute2"),
+    ],
+    ids=[
+        "ca",
+        "nodeagent",
+        "injector",
+        "control-user",
+        "envoy",
+        "proxy-user",
+        "istio-init",
+        "wait-ready",
+        "ip",
+    ],
+)
+def test_images_run_restricted_on_a_read_only_root(
+    kube: ClusterUnderTest, namespace: Kubectl, image: str, command: list[str], says: str
+) -> None:
+    phase, log = run_once(namespace, "once", kube.image(image), command)
+    assert (phase, says in log) == ("Succeeded", True), log
+
+
+def test_proxy_image_has_no_code_that_it_does_not_need(kube: ClusterUnderTest, namespace: Kubectl) -> None:
+    listing = ["find", "/opt/gatehouse", "-name", "*.py"]
+    _, log = run_once(namespace, "once", kube.image("proxy"), listing)
+    files = {line.removeprefix("/opt/gatehouse/") for line in log.split()}
+    assert "injector/istio_init.py" in files
+    assert not {file for file in files if file.startswith(("ca/", "nodeagent/", "mesh/kube", "injector/app"))}
+    assert len(files) < 15
+
+
+def test_the_bookshop_works_without_a_mesh(kube: ClusterUnderTest, namespace: Kubectl) -> None:
+    text = BOOKSHOP.read_text(encoding="utf-8")
+    image = "gatehouse/bookshop:0.1.0"
+    assert image in text
+    namespace("apply", "-f", "-", stdin=text.replace(image, kube.image("bookshop")))
+    namespace.wait_ready(count=6)
+    page = ("python", "-m", "bookshop", "get", "http://productpage:9080/productpage")
+
+    def whole() -> bool:
+        code, said = namespace.execute("deploy/details-v1", "details", *page)
+        return code == 0 and "Book Details" in said and "Book Reviews" in said and "Error" not in said
+
+    wait_for("the whole page", whole, seconds=30)
