@@ -28,9 +28,20 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Operation]
 
 
 def apply_patch(document: Mapping[str, Any], operations: Sequence[Operation]) -> dict[str, Any]:
-    """The document with the operations applied, as the API server does it; the input is not changed."""
-    found: dict[str, Any] = jsonpatch.apply_patch(document, list(operations), in_place=False)
+    """The document with the operations applied, as the API server does it; the input is not changed.
+
+    Anchors of YAML make one object stand in two places; here each place is changed alone.
+    """
+    found: dict[str, Any] = jsonpatch.apply_patch(_copied(document), _copied(operations), in_place=True)
     return found
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(item) for item in value]
+    return value
 
 
 def _objects(path: str, before: Mapping[str, Any], after: Mapping[str, Any], out: list[Operation]) -> None:

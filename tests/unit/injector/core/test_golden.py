@@ -52,7 +52,9 @@ def run(case: str, mode: str) -> tuple[list[Any], list[str]]:
     def change(template: Template) -> dict[str, Any]:
         result = once(case, mode, template.pod, template)
         kind = "" if template.kind == "Pod" else f"{template.kind} "
-        said.append(f"{mode}: {kind}{template.name}: {result.decision.outcome.value} {result.decision.reason}")
+        said.append(
+            f"{mode}: {kind}{template.name}: {result.decision.outcome.value} {result.decision.reason}"
+        )
         said.extend(f"    {warning}" for warning in result.warnings)
         said.extend(f"    problem: {problem}" for problem in result.problems)
         after = apply_patch(template.pod, result.patch) if result.patch else template.pod
