@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import datetime as dt
 import http.client
 import socket
@@ -189,7 +190,8 @@ def call(host: str, port: int, server_name: str, bundle_pem: str, page: str = "/
             connection = http.client.HTTPConnection(server_name)
             connection.sock = tls
             connection.request("GET", page, headers={"Connection": "close"})
-            status = connection.getresponse().status
+            with contextlib.closing(connection.getresponse()) as response:
+                status = response.status
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise BundleError(
             BundleCode.CALL,

@@ -127,12 +127,13 @@ class Fetcher:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             headers = {"Accept": "application/json", "User-Agent": "gatehouse-jwks", "Connection": "close"}
             connection.request("GET", target, headers=headers)
-            response = connection.getresponse()
-            if response.status in _REDIRECTS:
-                return urljoin(url, response.getheader("Location") or "")
-            if response.status != http.HTTPStatus.OK:
-                raise FetchError(FetchCode.STATUS, f"{host}: HTTP status {response.status}")
-            return self._body(response, sock, host, ends)
+            # The response holds the connection open: both are closed.
+            with contextlib.closing(connection.getresponse()) as response:
+                if response.status in _REDIRECTS:
+                    return urljoin(url, response.getheader("Location") or "")
+                if response.status != http.HTTPStatus.OK:
+                    raise FetchError(FetchCode.STATUS, f"{host}: HTTP status {response.status}")
+                return self._body(response, sock, host, ends)
 
     def _split(self, url: str) -> SplitResult:
         try:
@@ -205,6 +206,9 @@ class Fetcher:
             # read1: one piece at a time, so that a slow sender meets the end of the whole time.
             part = response.read1(_STEP)
             if not part:
+                self._left(ends)  # cut because the time is over?
+                if response.length:
+                    raise ConnectionError("cut off")
                 return body
             body += part
             if len(body) > MAX_BYTES:

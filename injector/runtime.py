@@ -6,6 +6,7 @@ file is read, the namespaces are known, and the process is not being drained.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import http.client
 import os
@@ -315,7 +316,8 @@ class Runtime:
                 connection = http.client.HTTPConnection("localhost")
                 connection.sock = tls
                 connection.request("GET", "/livez", headers={"Connection": "close"})
-                status = connection.getresponse().status
+                with contextlib.closing(connection.getresponse()) as response:
+                    status = response.status
         except (OSError, http.client.HTTPException) as error:
             return f"the listener does not answer: {error}"
         return "" if status == http.HTTPStatus.OK else f"/livez answered {status}"
