@@ -227,6 +227,8 @@ class CsiSocket:
         if server is not None:
             with suppress(OSError):
                 self.path.unlink()
+                if self._make_parent:
+                    self.path.parent.rmdir()
             await server.stop(grace)
 
 
