@@ -33,14 +33,17 @@
   "upkeep" (dict
     "lease" (printf "%s-upkeep" (include "gatehouse.fullname" .))
     "webhook_selector" "app=gatehouse"
-    "jwks" (dict "config_map" (printf "%s-jwks" (include "gatehouse.fullname" .))))
+    "jwks" (dict "config_map" "gatehouse-jwks"))
 -}}
+{{- if .Values.upkeep.issuerRoots }}{{ $_ := set $own.upkeep.jwks "ca_file" "/etc/gatehouse/issuer-roots.pem" }}{{ end -}}
 {{ include "gatehouse.settings" (dict "own" $own "more" $values.config) }}
 {{- end -}}
 
 {{- define "gatehouse.ca-config" -}}
 {{- $values := .Values.ca -}}
+{{- $name := include "gatehouse.fullname" . -}}
 {{- $host := include "gatehouse.host" (list . "ca") -}}
+{{- $webhook := printf "%s-injector.%s" $name .Release.Namespace -}}
 {{- $own := dict
   "trust_domain" .Values.trustDomain
   "log_level" .Values.log.level
@@ -49,16 +52,36 @@
   "listen" (dict "grpc" "0.0.0.0:15012" "mtls" "0.0.0.0:15013" "http" "0.0.0.0:15010")
   "token" (dict "audiences" (list "istio-ca"))
   "serving" (dict "names" (list $host (printf "%s.%s" $host .Values.clusterDomain) (trimSuffix ".svc" $host) "localhost" "127.0.0.1"))
+  "serving_grants" (list (dict
+    "service_account" (printf "%s/%s-injector" .Release.Namespace $name)
+    "dns" (list (printf "%s.svc" $webhook) (printf "%s.svc.cluster.local" $webhook) $webhook)))
+  "cluster" (dict
+    "kubernetes" true
+    "namespace" .Release.Namespace
+    "secret" "gatehouse-ca"
+    "lease" "gatehouse-ca"
+    "owner_cluster_role" (printf "%s-ca" $name)
+    "token_review" $values.tokenReview)
 -}}
 {{- if not .Values.metrics.tls }}{{ $_ := set $own.listen "plain" "0.0.0.0:15014" }}{{ end -}}
+{{- if $values.existingSecret }}{{ $_ := set $own "ca_dir" "/etc/gatehouse-ca" }}{{ end -}}
 {{ include "gatehouse.settings" (dict "own" $own "more" $values.config) }}
 {{- end -}}
 
 {{- define "gatehouse.nodeagent-config" -}}
 {{- $values := .Values.nodeagent -}}
 {{- $own := dict
+  "mode" "kubernetes"
   "listen" "0.0.0.0:15014"
   "log_level" .Values.log.level
+  "kubernetes" (dict
+    "namespace" .Release.Namespace
+    "cluster_domain" .Values.clusterDomain
+    "kubelet_dir" $values.kubeletDir
+    "state_dir" "/run/gatehouse/agent")
+  "mesh" (dict
+    "trust_domain" .Values.trustDomain
+    "root_namespace" .Release.Namespace)
   "ca" (dict
     "address" (printf "%s:15012" (include "gatehouse.host" (list . "ca")))
     "root_file" "/var/run/secrets/istio/root-cert.pem")

@@ -8,9 +8,10 @@
 {{- $annotations := dict -}}
 {{- if $root.Values.metrics.annotations -}}
 {{- $_ := set $annotations "prometheus.io/scrape" "true" -}}
-{{- $_ := set $annotations "prometheus.io/port" "15014" -}}
 {{- $_ := set $annotations "prometheus.io/path" "/metrics" -}}
-{{- if $root.Values.metrics.tls }}{{ $_ := set $annotations "prometheus.io/scheme" "https" }}{{ end -}}
+{{- $tls := and $root.Values.metrics.tls (eq $component "ca") -}}
+{{- $_ := set $annotations "prometheus.io/port" (ternary "15010" "15014" $tls) -}}
+{{- if $tls }}{{ $_ := set $annotations "prometheus.io/scheme" "https" }}{{ end -}}
 {{- end -}}
 labels:
   {{- with $values.podLabels }}
@@ -108,21 +109,21 @@ imagePullPolicy: {{ $root.Values.image.pullPolicy }}
 {{ include "gatehouse.container-security" $root }}
 {{- end -}}
 
-{{/* Probes on the health port: list $ PORT. Startup is patient; liveness never judges readiness. */}}
+{{/* Probes: list PORT SCHEME. Startup is patient; liveness never judges readiness. */}}
 {{- define "gatehouse.probes" -}}
-{{- $scheme := ternary "HTTPS" "HTTP" (index . 0).Values.metrics.tls -}}
+{{- $scheme := index . 1 -}}
 startupProbe:
-  httpGet: {path: /livez, port: {{ index . 1 }}, scheme: {{ $scheme }}}
+  httpGet: {path: /livez, port: {{ index . 0 }}, scheme: {{ $scheme }}}
   periodSeconds: 2
   timeoutSeconds: 2
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /livez, port: {{ index . 1 }}, scheme: {{ $scheme }}}
+  httpGet: {path: /livez, port: {{ index . 0 }}, scheme: {{ $scheme }}}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
 readinessProbe:
-  httpGet: {path: /readyz, port: {{ index . 1 }}, scheme: {{ $scheme }}}
+  httpGet: {path: /readyz, port: {{ index . 0 }}, scheme: {{ $scheme }}}
   periodSeconds: 3
   timeoutSeconds: 3
   failureThreshold: 2
@@ -174,7 +175,7 @@ readinessProbe:
 {{- define "gatehouse.volume-config" -}}
 - name: config
   configMap:
-    name: {{ include "gatehouse.fullname" (index . 0) }}-{{ index . 1 }}
+    name: {{ include "gatehouse.fullname" (index . 0) }}-{{ index . 1 }}-config
 {{- end -}}
 
 {{- define "gatehouse.mount-config" -}}

@@ -1,0 +1,211 @@
+"""The whole release as data, and what must never change from one render to the next."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.fakes.helm import CHART, Rendered, helm, render
+
+PRODUCTION: dict[str, Any] = {
+    "image": {
+        "registry": "registry.example.com/team",
+        "control": {"digest": f"sha256:{'a' * 64}"},
+        "proxy": {"digest": f"sha256:{'b' * 64}"},
+        "pullSecrets": ["registry"],
+        "podPullSecrets": ["registry"],
+    },
+    "commonLabels": {"team": "mesh"},
+    "commonAnnotations": {"owner": "platform"},
+    "trustDomain": "prod.example",
+    "metrics": {"tls": True, "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+    "networkPolicy": {
+        "metricsFrom": [
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+        ],
+        "egress": {"enabled": True},
+    },
+    "upkeep": {"issuerRoots": "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"},
+}
+
+
+def _by_name(chart: Rendered) -> dict[str, Any]:
+    """Objects by kind and name; the definitions have their own tests."""
+    return {
+        f"{item['kind']}/{item['metadata']['name']}": item
+        if item["kind"] != "CustomResourceDefinition"
+        else {"metadata": item["metadata"]}
+        for item in chart.objects
+    }
+
+
+def _production(kube: str = "1.32.0") -> Rendered:
+    return render(values=PRODUCTION, files=[CHART / "values-ha.yaml"], kube=kube)
+
+
+def test_golden_defaults(golden: Callable[[str, Any], None]) -> None:
+    golden("charts/defaults.yaml", _by_name(render()))
+
+
+def test_golden_production(golden: Callable[[str, Any], None]) -> None:
+    golden("charts/production.yaml", _by_name(_production()))
+
+
+def test_golden_kubernetes_1_20_differs_in_these_objects_only(golden: Callable[[str, Any], None]) -> None:
+    new, old = _by_name(render()), _by_name(render(kube="1.20.2"))
+    changed = {name: item for name, item in old.items() if new.get(name) != item}
+    assert set(changed) == {
+        "PodDisruptionBudget/gatehouse-ca",
+        "PodDisruptionBudget/gatehouse-injector",
+        "MutatingWebhookConfiguration/gatehouse-sidecar-injector",
+    }
+    golden("charts/kubernetes-1.20.yaml", changed)
+
+
+@pytest.mark.parametrize(
+    ("kube", "budget", "conditions"),
+    [
+        ("1.20.2", "policy/v1beta1", False),
+        ("1.21.0", "policy/v1", False),
+        ("1.29.3-gke.1", "policy/v1", False),
+        ("1.30.0", "policy/v1", True),
+        ("1.36.1", "policy/v1", True),
+    ],
+)
+def test_what_depends_on_the_cluster(kube: str, budget: str, conditions: bool) -> None:
+    chart = render(kube=kube)
+    assert {item["apiVersion"] for item in chart.all("PodDisruptionBudget")} == {budget}
+    webhook = chart.one("MutatingWebhookConfiguration", "gatehouse-sidecar-injector")
+    assert {"matchConditions" in entry for entry in webhook["webhooks"]} == {conditions}
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Callable[..., str]:
+    """NOTES.txt, which `helm template` leaves out: shown as an object of a copy of the chart."""
+
+    def show(kube: str = "1.32.0", **values: Any) -> str:
+        copy = tmp_path / "copy"
+        shutil.copytree(CHART, copy, dirs_exist_ok=True)
+        templates = copy / "templates"
+        text = (templates / "NOTES.txt").read_text()
+        (templates / "notes.yaml").write_text(
+            f'{{{{ define "notes" }}}}{text}{{{{ end }}}}data: {{{{ include "notes" $ | quote }}}}'
+        )
+        file = tmp_path / "values.yaml"
+        file.write_text(yaml.safe_dump(values))
+        output = helm(
+            "template", "gatehouse", str(copy), "--namespace=istio-system", f"--kube-version={kube}",
+            f"--values={file}", "--show-only=templates/notes.yaml",
+        )  # fmt: skip
+        return str(yaml.safe_load(output)["data"])
+
+    return show
+
+
+def test_notes_say_what_to_do_next(notes: Callable[..., str]) -> None:
+    text = notes()
+    for line in (
+        "kubectl -n istio-system rollout status deployment,daemonset -l app.kubernetes.io/instance=gatehouse",
+        "kubectl label namespace NAMESPACE istio-injection=enabled",
+        "kubectl -n NAMESPACE rollout restart deployment",
+        "image.registry is empty",
+        "Before `helm uninstall`",
+        "removes the policy kinds",
+    ):
+        assert line in text
+    assert "WARNING" not in text
+    assert "IMPORTANT" not in text
+
+
+def test_notes_tell_what_is_special(notes: Callable[..., str]) -> None:
+    text = notes(
+        kube="1.20.2",
+        crds={"keep": True},
+        image={"registry": "r"},
+        injector={"replicas": 1, "revision": "blue"},
+    )
+    assert "kubectl label namespace $n kubernetes.io/metadata.name=$n" in text
+    assert "kubectl label namespace NAMESPACE istio.io/rev=blue" in text
+    assert "injector.replicas is 1: while it restarts, pods of labelled namespaces cannot be made" in text
+    assert "image.registry is empty" not in text
+    assert "removes the policy kinds" not in text
+
+
+def test_two_renders_are_the_same_bytes() -> None:
+    """No random data, no time, no look-up in the cluster: GitOps sees no drift."""
+    first = _production().text
+    again = render("--is-upgrade", values=PRODUCTION, files=[CHART / "values-ha.yaml"]).text
+    assert first == again
+    assert "lookup" not in "".join(path.read_text() for path in (CHART / "templates").iterdir())
+
+
+def test_a_new_tag_changes_pods_and_the_injectors_settings_only() -> None:
+    old, new = _by_name(render()), _by_name(render(values={"image": {"tag": "0.2.0"}}))
+    assert set(old) == set(new)
+    assert {name for name in old if old[name] != new[name]} == {
+        "ConfigMap/gatehouse-injector-config",
+        "DaemonSet/gatehouse-nodeagent",
+        "Deployment/gatehouse-ca",
+        "Deployment/gatehouse-injector",
+        "Deployment/gatehouse-upkeep",
+    }
+
+
+def test_a_setting_restarts_its_own_process_only() -> None:
+    values = {"ca": {"config": {"issue": {"default_lifetime": "12h"}}}}
+    old, new = _by_name(render()), _by_name(render(values=values))
+    assert {name for name in old if old[name] != new[name]} == {
+        "ConfigMap/gatehouse-ca-config",
+        "Deployment/gatehouse-ca",
+    }
+
+
+def test_selectors_never_change() -> None:
+    """A Deployment's selector is immutable: an upgrade that changes it fails."""
+
+    def selectors(chart: Rendered) -> dict[str, Any]:
+        return {
+            item["metadata"]["name"]: item["spec"]["selector"]
+            for item in chart.all("Deployment", "DaemonSet", "Service", "PodDisruptionBudget")
+        }
+
+    assert selectors(render()) == selectors(_production())
+
+
+def test_names_fit_whatever_the_release_is_called() -> None:
+    chart = render(release="a" * 53, namespace="b" * 63)
+    for item in chart.objects:
+        if item["kind"] in {"Service", "Deployment", "DaemonSet", "ServiceAccount"}:
+            assert len(item["metadata"]["name"]) <= 63
+    names = [f"{item['kind']}/{item['metadata']['name']}" for item in chart.objects]
+    assert len(set(names)) == len(names)
+    other = render(release="mesh")
+    assert other.one("Deployment", "mesh-gatehouse-ca")
+    assert "mesh-gatehouse-ca.istio-system.svc:15012" in other.text
+
+
+def test_values_may_add_to_pods() -> None:
+    values = {
+        "ca": {
+            "extraArgs": ["--set=drain=5s"],
+            "extraEnv": [{"name": "A", "value": "b"}],
+            "podLabels": {"x": "y"},
+            "podAnnotations": {"note": "1"},
+            "serviceAccountAnnotations": {"role": "r"},
+            "nodeSelector": {"pool": "control"},
+            "tolerations": [{"operator": "Exists"}],
+        }
+    }
+    chart = render(values=values)
+    pod = chart.one("Deployment", "gatehouse-ca")["spec"]["template"]
+    assert pod["metadata"]["labels"]["x"] == "y"
+    assert pod["metadata"]["annotations"]["note"] == "1"
+    assert pod["spec"]["nodeSelector"] == {"pool": "control"}
+    assert pod["spec"]["containers"][0]["args"][-1] == "--set=drain=5s"
+    assert pod["spec"]["containers"][0]["env"] == [{"name": "A", "value": "b"}]
+    assert chart.one("ServiceAccount", "gatehouse-ca")["metadata"]["annotations"] == {"role": "r"}

@@ -1,0 +1,202 @@
+"""Each rendered settings file is read by the process that it is for: chart and processes cannot drift."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import ca.config
+import injector.config
+import nodeagent.config
+from ca.keystore_secret import SECRET_TYPE
+from mesh import settings
+from nodeagent.core.kube_world import KEY_SETS_NAME
+from tests.fakes.helm import Rendered, render
+
+VALUES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "changed": {
+        "trustDomain": "prod.example",
+        "log": {"level": "debug", "format": "text"},
+        "metrics": {"tls": True},
+        "image": {"registry": "registry.example.com/team", "tag": "1.2.3", "podPullSecrets": ["pull"]},
+        "ca": {"config": {"issue": {"default_lifetime": "12h", "remembered_keys": 1_000_000}}},
+        "injector": {
+            "revision": "blue",
+            "tags": ["stable"],
+            "events": False,
+            "excludedNamespaces": ["legacy"],
+            "config": {
+                "workers": 2,
+                "injection": {
+                    "defaults": {"sidecar.istio.io/proxyCPU": "50m"},
+                    "selection": {"never": [{"matchLabels": {"app": "batch"}}]},
+                },
+            },
+        },
+        "nodeagent": {"config": {"rotation": {"lifetime": "6h"}}},
+    },
+}
+
+
+@pytest.fixture(params=sorted(VALUES))
+def chart(request: pytest.FixtureRequest) -> tuple[str, Rendered]:
+    return request.param, render(values=VALUES[request.param])
+
+
+def _write(directory: Path, chart: Rendered, component: str) -> Path:
+    file = directory / f"{component}.yaml"
+    file.write_text(chart.setting_file(component))
+    return file
+
+
+def test_ca_reads_its_settings(chart: tuple[str, Rendered], tmp_path: Path) -> None:
+    name, rendered = chart
+    config = ca.config.load(_write(tmp_path, rendered, "ca"), {})
+    changed = name == "changed"
+    assert str(config.trust_domain) == ("prod.example" if changed else "cluster.local")
+    assert config.token.audiences == ("istio-ca",)
+    assert config.cluster.kubernetes
+    assert config.cluster.namespace == "istio-system"
+    assert rendered.one("ClusterRole", config.cluster.owner_cluster_role)
+    assert rendered.one("Lease", config.cluster.lease)
+    assert rendered.one("Secret", config.cluster.secret)["type"] == SECRET_TYPE
+    (grant,) = config.serving_grants
+    webhook = injector.config.load(_write(tmp_path, rendered, "injector"), {})
+    assert grant.service_account == "istio-system/gatehouse-injector"
+    assert set(grant.dns) == set(webhook.dns_names)
+    assert config.log_level == ("debug" if changed else "info")
+    assert config.log_json is not changed
+    assert "gatehouse-ca.istio-system.svc" in config.serving.names
+    assert (config.listen.plain is None) == changed
+    if changed:
+        assert config.issue.default_lifetime.total_seconds() == 12 * 3600
+        assert config.issue.remembered_keys == 1_000_000  # not 1e+06, which Helm writes when asked wrongly
+
+
+def test_injector_reads_its_settings(chart: tuple[str, Rendered], tmp_path: Path) -> None:
+    name, rendered = chart
+    config = injector.config.load(_write(tmp_path, rendered, "injector"), {})
+    assert config.namespace == "istio-system"
+    assert str(config.certificate.ca_address) == "gatehouse-ca.istio-system.svc:15012"
+    assert config.dns_names[0] == "gatehouse-injector.istio-system.svc"
+    selection = config.settings().selection
+    assert rendered.one("Lease", config.upkeep.lease)
+    assert rendered.one("ConfigMap", config.upkeep.jwks.config_map)
+    assert config.upkeep.jwks.config_map == KEY_SETS_NAME
+    assert config.upkeep.jwks.ca_file is None
+    assert "istio-system" in selection.excluded_namespaces
+    if name == "defaults":
+        assert config.injection.proxy_image == "gatehouse/proxy:0.1.0"
+        assert selection.revision == "default"
+        assert config.events
+        return
+    assert config.injection.proxy_image == "registry.example.com/team/gatehouse/proxy:1.2.3"
+    assert config.injection.image_pull_secrets == ("pull",)
+    assert selection.revision == "blue"
+    assert selection.tags == {"stable"}
+    assert not config.events
+    assert "legacy" in selection.excluded_namespaces
+    assert config.workers == 2
+    assert len(selection.never) == 1
+
+
+def test_nodeagent_reads_its_settings(chart: tuple[str, Rendered], tmp_path: Path) -> None:
+    name, rendered = chart
+    daemon = rendered.one("DaemonSet", "gatehouse-nodeagent")["spec"]["template"]["spec"]
+    names = [item["name"] for item in daemon["containers"][0]["env"]]
+    env = {name_: "node1" for name_ in names if name_.startswith(nodeagent.config.ENV_PREFIX)}
+    config = nodeagent.config.load_settings(_write(tmp_path, rendered, "nodeagent"), env, {})
+    assert config.mode is nodeagent.config.Mode.KUBERNETES
+    assert (config.kubernetes.node_name, config.kubernetes.namespace) == ("node1", "istio-system")
+    assert str(config.mesh.trust_domain) == ("prod.example" if name == "changed" else "cluster.local")
+    driver = rendered.one("CSIDriver", config.kubernetes.driver_name)
+    assert driver["spec"]["tokenRequests"][0]["audience"] == config.kubernetes.audience
+    paths = {mount["mountPath"] for mount in daemon["containers"][0]["volumeMounts"]}
+    assert f"{config.kubernetes.kubelet_dir}/pods" in paths
+    assert str(config.kubernetes.state_dir.parent) in paths
+    assert config.ca.address == "gatehouse-ca.istio-system.svc:15012"
+    assert config.listen.port == 15014
+    if name == "changed":
+        assert config.rotation.lifetime is not None
+        assert config.rotation.lifetime.total_seconds() == 6 * 3600
+
+
+@pytest.mark.parametrize("component", ["ca", "injector", "nodeagent"])
+def test_every_key_of_a_file_is_known(component: str) -> None:
+    """The loaders refuse unknown keys, so this is about the test itself: it must see a drift."""
+    data = yaml.safe_load(render().setting_file(component))
+    data["no_such_setting"] = 1
+    classes: dict[str, type[Any]] = {
+        "ca": ca.config.CaConfig,
+        "injector": injector.config.InjectorConfig,
+        "nodeagent": nodeagent.config.AgentSettings,
+    }
+    known = {row.path.partition(".")[0] for row in settings.describe(classes[component])}
+    assert set(data) - known == {"no_such_setting"}
+
+
+def test_ports_of_the_settings_are_the_containers_ports(tmp_path: Path) -> None:
+    rendered = render()
+    ca_config = ca.config.load(_write(tmp_path, rendered, "ca"), {})
+    assert ca_config.listen.mtls is not None
+    assert ca_config.listen.plain is not None
+    listen = ca_config.listen
+    wanted = {listen.grpc.port, ca_config.listen.mtls.port, listen.http.port, ca_config.listen.plain.port}
+    assert _ports(rendered, "Deployment", "gatehouse-ca", "ca") == wanted == {15010, 15012, 15013, 15014}
+    config = injector.config.load(_write(tmp_path, rendered, "injector"), {})
+    assert config.listen.plain is not None
+    assert config.certificate.listen is not None
+    webhook = {config.listen.https.port, config.listen.plain.port}
+    assert _ports(rendered, "Deployment", "gatehouse-injector", "webhook") == webhook == {15017, 15014}
+    assert _ports(rendered, "Deployment", "gatehouse-injector", "certificate") == {
+        config.certificate.listen.port
+    }
+
+
+def _ports(rendered: Rendered, kind: str, name: str, container: str) -> set[int]:
+    containers = rendered.one(kind, name)["spec"]["template"]["spec"]["containers"]
+    return {
+        port["containerPort"] for item in containers if item["name"] == container for port in item["ports"]
+    }
+
+
+def test_upkeep_and_webhook_read_one_file() -> None:
+    rendered = render()
+    volumes = [
+        next(volume["configMap"]["name"] for volume in spec["volumes"] if volume["name"] == "config")
+        for name in ("gatehouse-injector", "gatehouse-upkeep")
+        if (spec := rendered.one("Deployment", name)["spec"]["template"]["spec"])
+    ]
+    assert volumes == ["gatehouse-injector-config", "gatehouse-injector-config"]
+
+
+def test_a_ca_of_ones_own_is_mounted_and_no_root_is_made(tmp_path: Path) -> None:
+    rendered = render(values={"ca": {"existingSecret": "cacerts"}})
+    config = ca.config.load(_write(tmp_path, rendered, "ca"), {})
+    pod = rendered.one("Deployment", "gatehouse-ca")["spec"]["template"]["spec"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    volume = next(item for item in pod["volumes"] if item["name"] == mounts[str(config.ca_dir)])
+    assert volume["secret"]["secretName"] == "cacerts"
+    assert not rendered.all("Secret")
+
+
+def test_private_roots_of_issuers_are_a_file_of_upkeep(tmp_path: Path) -> None:
+    pem = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"
+    rendered = render(values={"upkeep": {"issuerRoots": pem}})
+    config = injector.config.load(_write(tmp_path, rendered, "injector"), {})
+    assert config.upkeep.jwks.ca_file == Path("/etc/gatehouse/issuer-roots.pem")
+    data = rendered.one("ConfigMap", "gatehouse-injector-config")["data"]
+    assert data["issuer-roots.pem"].strip() == pem.strip()
+
+
+def test_the_root_goes_or_stays_with_the_release() -> None:
+    for keep in (False, True):
+        secret = render(values={"ca": {"keepRoot": keep}}).one("Secret", "gatehouse-ca")
+        assert "data" not in secret
+        assert secret["metadata"].get("annotations") == (
+            {"helm.sh/resource-policy": "keep"} if keep else None
+        )
