@@ -12,6 +12,7 @@ import datetime as dt
 import logging
 import re
 import sys
+import time
 import traceback
 from typing import Any, Final, TextIO
 
@@ -66,9 +67,42 @@ class Log:
 
     def _write(self, level: int, message: str, fields: dict[str, Any], *, traceback: bool = False) -> None:
         if self._logger.isEnabledFor(level):
-            extra = {_FIELDS: {**self._bound, **fields}}
-            # The message is passed as an argument: a `%` in it means nothing.
-            self._logger.log(level, "%s", message, extra=extra, exc_info=traceback)
+            all_fields = {**self._bound, **fields} if self._bound else fields
+            self._logger.handle(_Record(self._logger.name, level, message, all_fields, traceback=traceback))
+
+
+_BLANK: Final = vars(logging.LogRecord("", 0, "", 0, "%s", (), None)) | {
+    "process": None,
+    "processName": None,
+    "thread": None,
+    "threadName": None,
+}
+_BORN: Final = time.time()
+
+
+class _Record(logging.LogRecord):
+    """A record without the caller's place, thread and process.
+
+    No form shows them, and to look them up costs more than all the rest of a line.
+    """
+
+    def __init__(
+        self, name: str, level: int, message: str, fields: dict[str, Any], *, traceback: bool
+    ) -> None:
+        now = time.time()
+        # The message is passed as an argument: a `%` in it means nothing.
+        vars(self).update(
+            _BLANK,
+            name=name,
+            args=(message,),
+            levelno=level,
+            levelname=logging.getLevelName(level),
+            exc_info=sys.exc_info() if traceback else None,
+            created=now,
+            msecs=now % 1 * 1000,
+            relativeCreated=(now - _BORN) * 1000,
+            **{_FIELDS: fields},
+        )
 
 
 def logger(name: str) -> Log:
@@ -165,8 +199,10 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "msg": _message(record),
         }
-        for name, value in _fields(record).items():
-            line[f"{name}_" if name in line else name] = value
+        fields = _fields(record)
+        if not line.keys().isdisjoint(fields):
+            fields = {f"{name}_" if name in line else name: value for name, value in fields.items()}
+        line |= fields
         return orjson.dumps(line, option=_OPTIONS).decode()
 
 
@@ -186,7 +222,7 @@ class HumanFormatter(logging.Formatter):
 def _timestamp(record: logging.LogRecord) -> str:
     """RFC 3339 in UTC, microseconds."""
     at = dt.datetime.fromtimestamp(record.created, dt.UTC)
-    return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return at.isoformat(timespec="microseconds")[: -len("+00:00")] + "Z"
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -112,8 +112,14 @@ def _field_name(name: str) -> tuple[str, bool]:
 
 
 def _value(value: Any, depth: int) -> Any:
-    if type(value) is str:
+    # By exact type first: nearly all values are of these, and the patterns below ask each class in turn.
+    kind = type(value)
+    if kind is str:
         return clean(value)
+    if kind is bool or value is None:
+        return value
+    if kind is dt.datetime:
+        return value.isoformat()
     match value:
         case Mapping():
             return _mapping(value, depth + 1) if depth < MAX_DEPTH else f"[{len(value)} fields]"
