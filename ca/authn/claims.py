@@ -17,7 +17,7 @@ from ca.authn import AuthnCode, AuthnError, Caller, Method
 from mesh.spiffe import SpiffeId, SpiffeIdError, TrustDomain
 
 MAX_LEEWAY = dt.timedelta(seconds=60)
-_SUBJECT_PARTS = 4  # system:serviceaccount:<namespace>:<name>
+_SUBJECT_PREFIX = "system:serviceaccount:"  # then <namespace>:<name>
 _MAX_NAME = 253  # Kubernetes object names
 _MAX_AUDIENCES = 32
 _MAX_TIME = 253402300799  # year 9999
@@ -121,7 +121,9 @@ def _check_times(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> 
     issued = _time(claims, "iat")
     if expires <= now - leeway:
         raise AuthnError(AuthnCode.TOKEN_EXPIRED, f"exp is {now - expires:.0f} s ago")
-    starts = max(issued, _time(claims, "nbf")) if "nbf" in claims else issued
+    starts = issued
+    if "nbf" in claims and (from_ := _time(claims, "nbf")) > issued:
+        starts = from_
     if starts > now + leeway:
         raise AuthnError(AuthnCode.TOKEN_NOT_YET_VALID, f"nbf or iat is {starts - now:.0f} s ahead")
     if not 0 < expires - issued <= policy.max_lifetime.total_seconds():
@@ -134,6 +136,8 @@ def _check_times(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> 
 
 def _time(claims: Mapping[str, Any], name: str) -> float:
     value = claims.get(name)
+    if type(value) is int and 0 <= value <= _MAX_TIME:
+        return value
     if type(value) is not int and type(value) is not float:  # a bool is an int, but no time
         raise AuthnError(AuthnCode.TOKEN_CLAIMS, f"{name} is {_show(value)}, not a number")
     if not 0 <= value <= _MAX_TIME:  # neither is a NaN
@@ -142,12 +146,13 @@ def _time(claims: Mapping[str, Any], name: str) -> float:
 
 
 def _subject(found: Any) -> tuple[str, str]:
-    parts = found.split(":") if isinstance(found, str) and len(found) <= 2 * _MAX_NAME else []
-    if len(parts) != _SUBJECT_PARTS or parts[:2] != ["system", "serviceaccount"]:
-        raise AuthnError(
-            AuthnCode.TOKEN_SUBJECT, f"sub is {_show(found)}, not system:serviceaccount:<namespace>:<name>"
-        )
-    return parts[2], parts[3]
+    if isinstance(found, str) and len(found) <= 2 * _MAX_NAME and found.startswith(_SUBJECT_PREFIX):
+        namespace, colon, name = found[len(_SUBJECT_PREFIX) :].partition(":")
+        if colon and ":" not in name:
+            return namespace, name
+    raise AuthnError(
+        AuthnCode.TOKEN_SUBJECT, f"sub is {_show(found)}, not system:serviceaccount:<namespace>:<name>"
+    )
 
 
 def _pod(bound: Mapping[str, Any], policy: TokenPolicy) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import binascii
 import datetime as dt
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import orjson
 from cryptography.exceptions import InvalidSignature
@@ -44,7 +44,8 @@ _HASHES: Mapping[str, hashes.HashAlgorithm] = {
     "512": hashes.SHA512(),
 }
 _PKCS1 = padding.PKCS1v15()
-_ECDSA = {size: ec.ECDSA(digest) for size, digest in _HASHES.items()}
+_RSA: Mapping[str, hashes.HashAlgorithm] = {f"RS{size}": digest for size, digest in _HASHES.items()}
+_ECDSA = {f"ES{size}": ec.ECDSA(digest) for size, digest in _HASHES.items()}
 
 
 class KeySource(Protocol):
@@ -107,23 +108,24 @@ class TokenVerifier:
         self, name: tuple[str, str], signed: bytes, signature: bytes, now: dt.datetime
     ) -> None:
         key = self._find(name, now)
-        size = name[0][2:]
+        digest = _RSA.get(name[0])  # the table of keys is by algorithm: the name says the type
         try:
-            if isinstance(key, rsa.RSAPublicKey):
-                key.verify(signature, signed, _PKCS1, _HASHES[size])
+            if digest is not None:
+                cast("rsa.RSAPublicKey", key).verify(signature, signed, _PKCS1, digest)
             else:
-                key.verify(_dss(signature, key), signed, _ECDSA[size])
+                curve_key = cast("ec.EllipticCurvePublicKey", key)
+                curve_key.verify(_dss(signature, curve_key), signed, _ECDSA[name[0]])
         except InvalidSignature as e:
             raise AuthnError(AuthnCode.TOKEN_SIGNATURE, f"not signed by key {name[1]!r}") from e
 
     def _find(self, name: tuple[str, str], now: dt.datetime) -> PublicKey:
-        for _ in range(2):
+        current = self._keys.current
+        key = current.keys.get(name) if current is not None else None
+        if key is None and self._keys.refresh(now):
             current = self._keys.current
             key = current.keys.get(name) if current is not None else None
-            if key is not None:
-                return key
-            if not self._keys.refresh(now):
-                break
+        if key is not None:
+            return key
         if self._keys.current is None:
             raise AuthnError(AuthnCode.NO_KEYS, "no key set was loaded yet")
         raise AuthnError(
