@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -82,8 +83,9 @@ def serve(name: str, routes: Mapping[tuple[str, str], Handler], port: int) -> No
     `routes` maps (method, path) to a handler; a path that ends in `/` takes everything below it. Every
     service also has /health, and /headers: what arrived, as JSON, with what the sidecar says of the caller.
     """
+    checks = itertools.count(1)
     table = {
-        ("GET", "/health"): lambda _: as_json({"status": f"{name} is healthy"}),
+        ("GET", "/health"): lambda _: as_json({"status": f"{name} is healthy", "checks": next(checks)}),
         ("GET", "/headers"): lambda request: as_json({"headers": dict(request.headers)}),
         **routes,
     }
