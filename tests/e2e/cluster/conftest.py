@@ -12,6 +12,7 @@ import pytest
 from tests.cluster import cluster, images, packages
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.layout import Layout
+from tests.cluster.mesh import Mesh
 from tests.cluster.under_test import ClusterUnderTest
 
 _NUMBERS = itertools.count(1)
@@ -64,3 +65,19 @@ def new_namespace(kube: ClusterUnderTest) -> Iterator[Callable[..., Kubectl]]:
 def namespace(new_namespace: Callable[..., Kubectl]) -> Kubectl:
     """One namespace without a sidecar in it."""
     return new_namespace()
+
+
+@pytest.fixture(scope="session")
+def mesh(kube: ClusterUnderTest) -> Iterator[Mesh]:
+    """Gatehouse, installed by the chart with default values."""
+    found = Mesh(kube)
+    found.install()
+    yield found
+    if not os.environ.get("E2E_KEEP"):
+        found.uninstall()
+
+
+@pytest.fixture
+def injected(mesh: Mesh, new_namespace: Callable[..., Kubectl]) -> Kubectl:
+    """A namespace whose pods get a sidecar."""
+    return new_namespace(istio_injection="enabled")
