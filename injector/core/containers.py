@@ -6,6 +6,7 @@ still equals what is rendered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -177,7 +178,7 @@ def _arguments(plan: Plan) -> list[str]:
 def _threads(options: PodOptions) -> int:
     """One worker for each CPU of the limit (of the request, without a limit)."""
     cpus = amount(options.proxy_cpu_limit) or amount(options.proxy_cpu)
-    return max(1, min(_MAX_CONCURRENCY, int(-(-cpus // 1))))
+    return max(1, min(_MAX_CONCURRENCY, math.ceil(cpus)))
 
 
 def _ready_probe(*, initial_delay: int, period: int, failures: int) -> Json:

@@ -80,8 +80,10 @@ def check_container(container: Json, field: str) -> None:
             _object(item, f"{field}.{name}[{i}]")
     for kind in ("liveness", "readiness", "startup"):
         _check_probe(container.get(f"{kind}Probe") or {}, f"{field}.{kind}Probe")
-    for hook, value in (container.get("lifecycle") or {}).items():
-        _check_probe(_object(value, f"{field}.lifecycle.{hook}"), f"{field}.lifecycle.{hook}")
+    lifecycle = container.get("lifecycle") or {}
+    for hook in ("postStart", "preStop"):  # it has other fields since 1.33
+        where = f"{field}.lifecycle.{hook}"
+        _check_probe(_object(lifecycle.get(hook), where), where)
 
 
 def _check_probe(probe: Json, field: str) -> None:
