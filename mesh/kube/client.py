@@ -28,6 +28,9 @@ _MAX_BODY = 64 << 20
 _MAX_EVENT = 4 << 20  # etcd refuses objects over 1.5 MiB; managedFields may double one
 _MAX_IDLE = 4  # connections that are kept; threads come and go, and share them
 _IDLE_SECONDS = 30.0  # load balancers forget connections after a minute, without a word
+_ACCEPT: Final = (
+    "application/json, application/jwk-set+json"  # key sets of the cluster are served as such only
+)
 _PATH_SAFE: Final = "/:@!$&'()*+,;=-._~"  # of RFC 3986 a segment's characters, and the slash
 
 
@@ -205,7 +208,7 @@ class KubeClient:
         content_type: str,
         query: Mapping[str, str],
     ) -> http.client.HTTPResponse:
-        headers = {"Accept": "application/json", "User-Agent": self._user_agent}
+        headers = {"Accept": _ACCEPT, "User-Agent": self._user_agent}
         token = self._access.bearer()
         if token:
             headers["Authorization"] = f"Bearer {token}"

@@ -76,6 +76,8 @@ class KubeAnswers:
         handler = self.routes.get((request.method, request.path))
         if handler is not None:
             return handler(request)
+        if request.path == "/openid/v1/jwks" and "jwk-set+json" not in request.headers.get("accept", ""):
+            raise ApiError(406, "NotAcceptable", "406: Not Acceptable")
         if request.path in self.documents:
             return 200, self.documents[request.path]
         review = self._review(request)
