@@ -46,7 +46,7 @@ class Cluster:
     namespace: str
     mesh_namespace: str
     local_now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
-    _lists: dict[tuple[str, str], list[Json] | KubeError] = field(default_factory=dict)
+    _lists: dict[tuple[str, str, str], list[Json] | KubeError] = field(default_factory=dict)
     _capabilities: Capabilities | None = None
 
     def capabilities(self) -> Capabilities:
@@ -59,16 +59,16 @@ class Cluster:
             self._capabilities = discover(self.api)
         return self._capabilities
 
-    def items(self, path: str, selector: str = "") -> list[Json]:
-        """All items of a collection.
+    def items(self, path: str, selector: str = "", fields: str = "") -> list[Json]:
+        """All items of a collection, or those that a label and a field selector choose.
 
         Raises:
             KubeError: not allowed, no answer, or more than 100 000 items.
         """
-        key = (path, selector)
+        key = (path, selector, fields)
         if key not in self._lists:
             try:
-                self._lists[key] = self._pages(path, selector)
+                self._lists[key] = self._pages(path, selector, fields)
             except KubeError as error:
                 self._lists[key] = error
         found = self._lists[key]
@@ -76,9 +76,11 @@ class Cluster:
             raise found
         return found
 
-    def _pages(self, path: str, selector: str) -> list[Json]:
+    def _pages(self, path: str, selector: str, fields: str) -> list[Json]:
         items: list[Json] = []
-        query = {"limit": _PAGE, **({"labelSelector": selector} if selector else {})}
+        query = {"limit": _PAGE}
+        query |= {"labelSelector": selector} if selector else {}
+        query |= {"fieldSelector": fields} if fields else {}
         while True:
             page = self.api.get(path, **query)
             found = page.get("items") or [] if isinstance(page, dict) else None

@@ -11,13 +11,13 @@ from mesh.errors import Category, MeshError
 from meshctl.exits import EXIT_PROBLEM, EXIT_UNREACHABLE, EXIT_USAGE
 from meshctl.terminal import Screen
 
-_MODULES: Final = {
-    "inject": "meshctl.inject",
-    "uninject": "meshctl.inject",
-    "explain": "meshctl.explain",
-    "check": "meshctl.check",
-    "identity": "meshctl.identity",
-    "version": "meshctl.version",
+_COMMANDS: Final = {
+    "inject": ("meshctl.inject", "run_inject"),
+    "uninject": ("meshctl.inject", "run_uninject"),
+    "explain": ("meshctl.explain", "run_explain"),
+    "check": ("meshctl.check", "run_check_command"),
+    "identity": ("meshctl.identity", "run_identity"),
+    "version": ("meshctl.version", "run_version"),
 }
 _EXITS: Final = {
     Category.UNAVAILABLE: EXIT_UNREACHABLE,
@@ -31,8 +31,8 @@ def run(options: argparse.Namespace, screen: Screen | None = None) -> int:
     """Run the command that was parsed; the exit code."""
     found = screen if screen is not None else Screen.of_process(sys.stdout, sys.stderr)
     try:
-        command = getattr(importlib.import_module(_MODULES[options.command]), f"run_{options.command}")
-        code: int = command(options, found)
+        module, name = _COMMANDS[options.command]
+        code: int = getattr(importlib.import_module(module), name)(options, found)
     except MeshError as error:
         found.refuse(error.public, str(error.code))
         return _EXITS.get(error.category, EXIT_USAGE)
