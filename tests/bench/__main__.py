@@ -16,6 +16,7 @@ SUITES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "ca": rows_ca.rows,
     "grpc": rows_grpc.rows,
     "agent": rows_agent.rows,
+    "injector": rows_injector.rows,
     "policy": rows_policy.rows,
     "node": rows_node.rows,
 }

@@ -88,6 +88,8 @@ class Webhook:
 
     def connect(self, *roots: Root) -> ssl.SSLSocket:
         plain = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        # As API servers do: head and body are two writes, which must not wait for each other.
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self.context(*roots).wrap_socket(plain, server_hostname=NAMES[0])
 
     def client(self, *roots: Root) -> http.client.HTTPConnection:
