@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from tests.bench import rows_agent, rows_ca, rows_grpc, rows_node, rows_policy
+from tests.bench import rows_agent, rows_ca, rows_grpc, rows_injector, rows_node, rows_policy
 from tests.bench.measure import Row
 
 SUITES: Mapping[str, Callable[[], Iterator[Row]]] = {
