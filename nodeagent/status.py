@@ -15,6 +15,7 @@ from mesh.policy.effective import Finding
 from nodeagent.config import AgentSettings
 from nodeagent.events import short_type
 from nodeagent.http import Page, Route
+from nodeagent.identities import identities_of
 from nodeagent.metrics import AgentMetrics
 from nodeagent.workloads import RunningWorkload
 
@@ -50,7 +51,12 @@ def pages(view: Callable[[], AgentView], health: Health, metrics: AgentMetrics) 
         body = orjson.dumps(status_of(view(), health), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         return Page(200, body, "application/json")
 
+    def identities() -> Page:
+        found = view()
+        return Page(200, orjson.dumps(identities_of(found.workloads, found.now)), "application/json")
+
     return {
+        "/identities": Route(identities),
         "/livez": Route(lambda: report(health.live())),
         "/readyz": Route(ready),
         "/metrics": Route(exposed),

@@ -107,6 +107,13 @@ async def test_status_health_and_metrics(tree: NodeagentTree) -> None:
         assert (await get(agent, "/status", "POST"))[0] == 405
         secret = agent.running["demo/web"].cache.snapshot.identity.svid.key_pkcs8
         assert secret.hex() not in json.dumps(status)
+        code, text = await get(agent, "/identities")
+        (identity,) = json.loads(text)["workloads"]
+        assert (code, identity["workload"], identity["state"]) == (200, "demo/web", "valid")
+        assert identity["chain"].count("BEGIN CERTIFICATE") == text.count("BEGIN") - identity["roots"].count(
+            "BEGIN"
+        )
+        assert "KEY" not in text
 
 
 async def test_an_agent_without_an_authority_serves_and_says_what_is_missing(tree: NodeagentTree) -> None:
