@@ -1,0 +1,310 @@
+"""Authority, keeper, webhook and upkeep together, as processes: from nothing to a trusted webhook."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime as dt
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ca import config as ca_configuration
+from ca.runtime import Runtime
+from injector.config import CertificateConfig
+from injector.csr_client import CertificateCode, CertificateError, issue
+from injector.serving import read_pair
+from mesh.x509.certs import read_certificate
+from tests.fakes import ca_running, ca_tokens
+from tests.fakes import injector_reviews as reviews
+from tests.fakes.injector_pki import NAMES, Root
+from tests.fakes.injector_running import REPOSITORY, free_port, shop, wait_for
+from tests.fakes.kube_api import FakeKube
+
+CONFIGURATION = "gatehouse-sidecar-injector"
+
+
+class Command:
+    """A running `python -m injector COMMAND`."""
+
+    def __init__(self, command: str, config: Path) -> None:
+        self.log = config.with_name(f"{command}.log")
+        with self.log.open("wb") as out:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "injector", command, "--config", str(config)],
+                stdout=out,
+                stderr=out,
+                cwd=REPOSITORY,
+            )
+
+    def said(self, message: str) -> bool:
+        if self.popen.poll() is not None:
+            raise AssertionError(self.log.read_text())
+        return message in self.log.read_text()
+
+    def stop(self) -> int:
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(30)
+
+
+class World:
+    """An authority and an API server; processes are started by the tests."""
+
+    def __init__(self, directory: Path, kube: FakeKube, ca: ca_running.RunningCa) -> None:
+        self.directory, self.kube, self.ca = directory, kube, ca
+        self.https, self.plain, self.keeper_port, self.upkeep_port = (free_port() for _ in range(4))
+        (directory / "token").write_text(self.token())
+        self.root_file = ca.runtime.config.state_dir / "root-cert.pem"
+        self.config = directory / "injector.yaml"
+        self.upkeep_config = directory / "upkeep.yaml"
+        found = {
+            "serving_dir": "serving",
+            "kubeconfig": str(kube.kubeconfig(directory)),
+            "listen": {"https": f"127.0.0.1:{self.https}", "plain": f"127.0.0.1:{self.plain}"},
+            "reload_interval": "100ms",
+            "limits": {"drain": "100ms"},
+            "certificate": {
+                "ca_address": f"localhost:{ca.runtime.grpc.port}",
+                "token_file": "token",
+                "root_file": str(self.root_file),
+                "listen": f"127.0.0.1:{self.keeper_port}",
+            },
+            "upkeep": {"verify_address": f"127.0.0.1:{self.https}", "interval": "500ms"},
+        }
+        self.config.write_text(yaml.safe_dump(found))
+        found["listen"]["plain"] = f"127.0.0.1:{self.upkeep_port}"  # type: ignore[index] # a dict
+        self.upkeep_config.write_text(yaml.safe_dump(found))
+        service = {"namespace": "istio-system", "name": "gatehouse-injector"}
+        kube.add(
+            {"kind": "Namespace", "metadata": {"name": "istio-system"}},
+            {
+                "kind": "MutatingWebhookConfiguration",
+                "metadata": {"name": CONFIGURATION, "labels": {"app": "gatehouse"}},
+                "webhooks": [{"name": "w.gatehouse.dev", "clientConfig": {"service": service}}],
+            },
+        )
+        self.roots(self.root_file.read_text())
+        shop(kube, **{"istio-injection": "enabled"})
+
+    def token(self, account: str = "gatehouse-injector") -> str:
+        return ca_tokens.token(dt.datetime.now(dt.UTC), namespace="istio-system", name=account)
+
+    def roots(self, pem: str) -> None:
+        self.kube.add(
+            {
+                "kind": "ConfigMap",
+                "metadata": {"name": "istio-ca-root-cert", "namespace": "istio-system"},
+                "data": {"root-cert.pem": pem},
+            }
+        )
+
+    def bundle(self) -> str:
+        found = self.kube.find("MutatingWebhookConfiguration", CONFIGURATION)
+        assert found is not None
+        return base64.b64decode(found["webhooks"][0]["clientConfig"].get("caBundle", "")).decode()
+
+    def page(self, port: int, path: str) -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+                return str(response.read().decode())
+        except OSError:
+            return ""
+
+    @contextlib.contextmanager
+    def running(self, *commands: str) -> Iterator[dict[str, Command]]:
+        started = {
+            name: Command(name, self.upkeep_config if name == "upkeep" else self.config) for name in commands
+        }
+        try:
+            yield started
+        finally:
+            codes = {name: c.stop() for name, c in started.items() if c.popen.poll() is None}
+            assert set(codes.values()) <= {0}, codes
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    grants = [{"service_account": "istio-system/gatehouse-injector", "dns": list(NAMES)}]
+    file = tmp_path / "ca.yaml"
+    file.write_text(yaml.safe_dump({"serving_grants": grants}))
+    config = ca_configuration.load(file, {}, ca_running.settings(tmp_path))
+    ca = ca_running.RunningCa(Runtime(config))
+    ca.runtime.start()
+    try:
+        with FakeKube() as kube:
+            yield World(tmp_path, kube, ca)
+    finally:
+        ca.close()
+
+
+def test_from_nothing_to_a_trusted_webhook(world: World) -> None:
+    """d.5: certificate from our CA, caBundle patched and tried by a real TLS call; nobody did it by hand."""
+    with world.running("serve", "certificate", "upkeep"):
+        wait_for(lambda: world.page(world.plain, "/readyz").endswith("\nok\n"), "the webhook is ready")
+        wait_for(lambda: world.bundle() == world.root_file.read_text(), "caBundle is published")
+        metric = "gatehouse_injector_published_ca_bundle_mismatched_entries 0.0"
+        wait_for(
+            lambda: (
+                metric in world.page(world.upkeep_port, "/metrics")
+                and "ok ca_bundle" in world.page(world.upkeep_port, "/readyz")
+            ),
+            "the TLS call with the published bundle succeeds",
+        )
+        leaf = read_pair(world.directory / "serving").leaf
+        assert leaf.uris == ("spiffe://cluster.local/ns/istio-system/sa/gatehouse-injector",)
+        assert "gatehouse_injector_leader_ready 1.0" in world.page(world.upkeep_port, "/metrics")
+        keeper = world.page(world.keeper_port, "/metrics")
+        assert 'gatehouse_injector_cert_renewals_total{result="written"} 1.0' in keeper
+    lease = world.kube.find("Lease", "gatehouse-injector-upkeep", "istio-system")
+    assert lease is not None
+    assert lease["spec"]["holderIdentity"] == "", "released at the end"
+
+
+def test_a_second_root_is_published_before_any_leaf_needs_it(world: World) -> None:
+    with world.running("serve", "certificate", "upkeep"):
+        wait_for(lambda: world.bundle() == world.root_file.read_text(), "caBundle is published")
+        second = Root()
+        both = world.root_file.read_text() + second.pem
+        world.roots(both)
+        wait_for(lambda: world.bundle() == both, "both roots are published within a moment")
+
+
+def test_upkeep_needs_no_more_rights_than_the_chart_gives(world: World) -> None:
+    with world.running("serve", "certificate"):
+        wait_for(lambda: world.page(world.plain, "/readyz").endswith("\nok\n"), "the webhook is ready")
+    world.kube.requests.clear()
+    with world.running("upkeep"):
+        wait_for(world.bundle, "caBundle is published")
+    asked = {(resource, verb) for _, _, resource, verb in world.kube.verbs() if not resource.startswith("/")}
+    configurations = {"mutatingwebhookconfigurations", "validatingwebhookconfigurations"}
+    assert asked <= {
+        *((kind, verb) for kind in configurations for verb in ("list", "watch")),
+        ("mutatingwebhookconfigurations", "patch"),
+        *(("leases", verb) for verb in ("get", "create", "update")),
+        *(("configmaps", verb) for verb in ("get", "list", "watch", "create", "patch")),
+        *(("requestauthentications", verb) for verb in ("list", "watch")),
+    }
+    touched = {(r.method, r.path) for r in world.kube.requests if r.method in {"PATCH", "PUT", "POST"}}
+    assert {path.rpartition("/")[2] for _, path in touched} <= {
+        CONFIGURATION,
+        "gatehouse-injector-upkeep",
+        "leases",
+        "gatehouse-jwks",
+        "configmaps",
+    }
+
+
+def test_addresses_inside_the_cluster_are_not_fetched_from(world: World) -> None:
+    """SSRF through a RequestAuthentication: refused, counted, and nothing is published for it."""
+    world.kube.add(
+        {
+            "apiVersion": "security.istio.io/v1",
+            "kind": "RequestAuthentication",
+            "metadata": {"name": "evil", "namespace": "shop"},
+            "spec": {"jwtRules": [{"issuer": "x", "jwksUri": "https://localhost:1/jwks"}]},
+        }
+    )
+    with world.running("upkeep"):
+        wait_for(
+            lambda: (
+                'jwks_fetches_total{result="jwks_blocked_address"}'
+                in world.page(world.upkeep_port, "/metrics")
+            ),
+            "it is refused",
+        )
+    assert world.kube.find("ConfigMap", "gatehouse-jwks", "istio-system") is None
+
+
+def test_the_authority_grants_names_to_nobody_else(world: World) -> None:
+    (world.directory / "other").write_text(world.token("web"))
+    config = certificate_config(world, "other")
+    with pytest.raises(CertificateError) as caught:
+        issue(config, NAMES, dt.datetime.now(dt.UTC))
+    assert caught.value.code is CertificateCode.REFUSED
+
+
+def test_names_that_are_not_granted_are_refused(world: World) -> None:
+    with pytest.raises(CertificateError) as caught:
+        issue(certificate_config(world), ("kubernetes.default.svc",), dt.datetime.now(dt.UTC))
+    assert caught.value.code is CertificateCode.REFUSED
+
+
+def test_an_authority_that_is_away_is_told_apart(world: World) -> None:
+    config = certificate_config(world)
+    world.ca.runtime.stop()
+    with pytest.raises(CertificateError) as caught:
+        issue(config, NAMES, dt.datetime.now(dt.UTC))
+    assert caught.value.code is CertificateCode.UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        pytest.param("token", None, "token file", id="no-token"),
+        pytest.param("token", "two words", "one token", id="bad-token"),
+        pytest.param("token", "", "empty", id="empty-token"),
+        pytest.param("roots", None, "root file", id="no-roots"),
+        pytest.param("roots", "rubbish", "root file", id="bad-roots"),
+    ],
+)
+def test_files_that_are_missing_or_wrong(world: World, name: str, content: str | None, text: str) -> None:
+    roots = world.directory / "roots"
+    roots.write_text(world.root_file.read_text())
+    file = world.directory / name
+    file.unlink() if content is None else file.write_text(content)
+    config = CertificateConfig(
+        ca_address=certificate_config(world).ca_address,
+        token_file=world.directory / "token",
+        root_file=roots,
+        listen=None,
+    )
+    with pytest.raises(CertificateError, match=text) as caught:
+        issue(config, NAMES, dt.datetime.now(dt.UTC))
+    assert caught.value.code is CertificateCode.FILE
+
+
+def certificate_config(world: World, token: str = "token") -> CertificateConfig:
+    from injector.config import Address
+
+    return CertificateConfig(
+        ca_address=Address("localhost", world.ca.runtime.grpc.port),
+        token_file=world.directory / token,
+        root_file=world.root_file,
+        listen=None,
+    )
+
+
+def test_an_issued_pair_is_for_servers_and_names_the_service(world: World) -> None:
+    found = issue(certificate_config(world), NAMES, dt.datetime.now(dt.UTC))
+    from mesh.x509 import pem
+
+    leaf = read_certificate(pem.decode_certificates(found.chain_pem.decode())[0])
+    assert leaf.not_after == found.not_after
+    assert world.root_file.read_text().strip() not in found.chain_pem.decode(), "no root in the chain"
+
+
+def test_the_webhook_can_be_called_with_the_published_bundle(world: World) -> None:
+    """What an API server does: caBundle, the service's DNS name, POST."""
+    import http.client
+    import socket
+    import ssl
+
+    with world.running("serve", "certificate", "upkeep"):
+        wait_for(lambda: world.page(world.plain, "/readyz").endswith("\nok\n"), "the webhook is ready")
+        wait_for(world.bundle, "caBundle is published")
+        context = ssl.create_default_context(cadata=world.bundle())
+        plain = socket.create_connection(("127.0.0.1", world.https), timeout=10)
+        connection = http.client.HTTPConnection(NAMES[0])
+        connection.sock = context.wrap_socket(plain, server_hostname=NAMES[0])
+        connection.request("POST", "/inject/v1", reviews.body(), {"Content-Type": "application/json"})
+        found: dict[str, Any] = json.loads(connection.getresponse().read())
+        connection.close()
+    assert found["response"]["allowed"] is True
