@@ -34,6 +34,7 @@ class Audit:
             key_kind=key.kind,
             key_id=key.key_id.hex(),
             key_reused=key_reused,
+            **({"dns": list(key.dns)} if key.dns else {}),
             **who,
         )
 

@@ -27,7 +27,9 @@ _DAY = dt.timedelta(days=1)
 _DNS_NAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
 )
+_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MAX_PORT = 65535
+MAX_DNS_NAMES: Final = 16
 
 
 class ConfigCode(Code):
@@ -117,11 +119,19 @@ class ListenConfig:
 class TokenConfig:
     """Which tokens are accepted."""
 
-    issuer: str = setting("`iss` of the tokens, compared exactly.")
+    issuer: str = setting(
+        "`iss` of the tokens, compared exactly. Required without a cluster; with one the default is what the"
+        " API server says of itself.",
+        default="",
+    )
     audiences: tuple[str, ...] = setting(
         "One of these must be in `aud`.", default=("gatehouse-ca", "istio-ca")
     )
-    jwks_file: Path = setting("Public keys of the issuer as a JWKS document; read again when it changes.")
+    jwks_file: Path | None = setting(
+        "Public keys of the issuer as a JWKS document; read again when it changes. Required without a"
+        " cluster; with one the default is the keys of the API server.",
+        default=None,
+    )
     leeway: dt.timedelta = setting(
         "Allowed difference of clocks.", default=10 * _SECOND, minimum=0 * _SECOND, maximum=60 * _SECOND
     )
@@ -255,6 +265,103 @@ class ServingConfig:
     )
 
 
+def parse_account(text: str) -> str:
+    """`<namespace>/<service account>`.
+
+    Raises:
+        ValueError: another form.
+    """
+    namespace, slash, name = text.partition("/")
+    if not slash or not _DNS_LABEL.fullmatch(namespace) or not _DNS_NAME.fullmatch(name):
+        raise ValueError("a service account is written namespace/name, e.g. istio-system/gatehouse-injector")
+    return text
+
+
+def parse_dns_name(text: str) -> str:
+    """A DNS name in lower case, without wildcards.
+
+    Raises:
+        ValueError: another form.
+    """
+    if not _DNS_NAME.fullmatch(text):
+        raise ValueError("allowed are DNS names in lower case, without wildcards")
+    return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingGrant:
+    """DNS names that one identity may have in its certificate."""
+
+    service_account: str = setting(
+        "Who, as namespace/name, e.g. istio-system/gatehouse-injector.", parse=parse_account
+    )
+    dns: tuple[str, ...] = setting("Exactly these names, all of them together.", parse=parse_dns_name)
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.dns) <= MAX_DNS_NAMES or len(set(self.dns)) != len(self.dns):
+            raise ValueError(f"dns must have 1 to {MAX_DNS_NAMES} names, each once")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Work on Kubernetes."""
+
+    kubernetes: bool = setting(
+        "Keep the keys in a Secret, take token keys and live pods from the API server, publish the roots in"
+        " every namespace. Access comes from the pod, or from `kubeconfig`.",
+        default=False,
+    )
+    kubeconfig: Path | None = setting("Access from outside of the cluster.", default=None)
+    namespace: str = setting(
+        "Of the Secret, the Lease and the records.", default="istio-system", parse=parse_dns_name
+    )
+    replica: str = setting("Unique name of this replica; default is the host name.", default="")
+    secret: str = setting(
+        "Name of the Secret with the keys, and of the ConfigMap that records its root.",
+        default="gatehouse-ca",
+        parse=parse_dns_name,
+    )
+    lease: str = setting(
+        "Name of the Lease that the leader holds.", default="gatehouse-ca", parse=parse_dns_name
+    )
+    force_new_root: bool = setting(
+        "Make a new root although there are traces of an earlier one. Splits the mesh: for once, on purpose.",
+        default=False,
+    )
+    root_config_map: str = setting(
+        "Name of the ConfigMap with the roots in every namespace.",
+        default="istio-ca-root-cert",
+        parse=parse_dns_name,
+    )
+    publish_roots: bool = setting("Write that ConfigMap.", default=True)
+    owner_cluster_role: str = setting(
+        "ClusterRole that owns the ConfigMaps, so that they go when it is deleted. None when empty.",
+        default="",
+    )
+    pod_wait: dt.timedelta = setting(
+        "How long a caller waits for a pod that the watch has not shown yet.",
+        default=2 * _SECOND,
+        minimum=0 * _SECOND,
+        maximum=10 * _SECOND,
+    )
+    token_review: bool = setting(
+        "Have the API server confirm each token too. Then nothing is issued to tokens while it is away.",
+        default=False,
+    )
+    token_review_rate: float = setting(
+        "Token reviews per second of one process in the long run; twice as many at once.",
+        default=100.0,
+        minimum=0.1,
+        maximum=10_000.0,
+    )
+    key_refresh: dt.timedelta = setting(
+        "How often the token keys of the API server are read. An unknown key has them read at once.",
+        default=300 * _SECOND,
+        minimum=10 * _SECOND,
+        maximum=_DAY,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaConfig:
     """The whole configuration."""
@@ -288,6 +395,11 @@ class CaConfig:
     issue: IssueConfig = setting("What is issued.", default_factory=IssueConfig)
     limits: LimitConfig = setting("How much is done at once, per worker.", default_factory=LimitConfig)
     serving: ServingConfig = setting("The authority's own certificate.", default_factory=ServingConfig)
+    serving_grants: tuple[ServingGrant, ...] = setting(
+        "Identities that may have DNS names in their certificates: the mesh's own servers, nobody else.",
+        default=(),
+    )
+    cluster: ClusterConfig = setting("Work on Kubernetes.", default_factory=ClusterConfig)
     workers: int = setting(
         "Processes. More than one share the ports by SO_REUSEPORT and need fixed port numbers.",
         default=1,
@@ -323,11 +435,16 @@ def load(
     config = replace(
         config,
         state_dir=base / config.state_dir,
-        ca_dir=base / config.ca_dir if config.ca_dir is not None else None,
-        token=replace(config.token, jwks_file=base / config.token.jwks_file),
+        ca_dir=_at(base, config.ca_dir),
+        token=replace(config.token, jwks_file=_at(base, config.token.jwks_file)),
+        cluster=replace(config.cluster, kubeconfig=_at(base, config.cluster.kubeconfig)),
     )
     _check(config)
     return config
+
+
+def _at(base: Path, path: Path | None) -> Path | None:
+    return base / path if path is not None else None
 
 
 def _check(config: CaConfig) -> None:
@@ -348,13 +465,29 @@ def _check(config: CaConfig) -> None:
                 ConfigCode.CONFLICT, f"listen.{name} and listen.{seen[address]} are both {address}"
             )
         seen[address] = name
-    if not config.token.issuer or not config.token.audiences or "" in config.token.audiences:
-        raise ConfigError(
-            ConfigCode.CONFLICT, "token.issuer and token.audiences must not be empty, nor hold an empty text"
-        )
+    if not config.token.audiences or "" in config.token.audiences:
+        raise ConfigError(ConfigCode.CONFLICT, "token.audiences must not be empty, nor hold an empty text")
+    if not config.cluster.kubernetes:
+        _check_alone(config)
+    accounts = [grant.service_account for grant in config.serving_grants]
+    if len(set(accounts)) != len(accounts):
+        raise ConfigError(ConfigCode.CONFLICT, "serving_grants: a service account stands there twice")
     if not config.serving.names:
         raise ConfigError(ConfigCode.CONFLICT, "serving.names is empty; clients need a name to connect to")
     if config.log_level not in LEVELS:
         raise ConfigError(
             ConfigCode.CONFLICT, f"log_level {config.log_level!r}: allowed are {', '.join(LEVELS)}"
+        )
+
+
+def _check_alone(config: CaConfig) -> None:
+    """Without a cluster nobody else says whose tokens count."""
+    if not config.token.issuer or config.token.jwks_file is None:
+        raise ConfigError(
+            ConfigCode.CONFLICT,
+            "token.issuer and token.jwks_file must be given, unless cluster.kubernetes is true",
+        )
+    if config.cluster.token_review or config.cluster.kubeconfig is not None:
+        raise ConfigError(
+            ConfigCode.CONFLICT, "cluster.token_review and cluster.kubeconfig need cluster.kubernetes: true"
         )

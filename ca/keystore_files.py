@@ -196,12 +196,19 @@ def read_text(path: Path) -> str:
 
 
 def load_key(path: Path) -> SigningKey:
-    """The private key of a file that holds one PEM block (PKCS#8, SEC1 or PKCS#1), not encrypted.
+    """The private key of a file; see `parse_key`."""
+    return parse_key(read_text(path), path)
+
+
+def parse_key(text: str, path: Path | str) -> SigningKey:
+    """The private key of a text that holds one PEM block (PKCS#8, SEC1 or PKCS#1), not encrypted.
+
+    Args:
+        path: where the text comes from, for messages.
 
     Raises:
-        KeyStoreError: no such key; the text never shows the file's content.
+        KeyStoreError: no such key; the message never shows the content.
     """
-    text = read_text(path)
     try:
         blocks = pem.decode_bundle(text, pem.KEY_LABELS | {"EC PARAMETERS"})
     except pem.PemError as e:

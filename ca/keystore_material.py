@@ -93,13 +93,21 @@ def load_material(directory: Path, files: FileSet, trust_domain: TrustDomain, no
 
 
 def load_certificates(path: Path) -> list[CertFields]:
-    """Every certificate of a file.
+    """Every certificate of a file; see `parse_certificates`."""
+    return parse_certificates(read_text(path), path)
+
+
+def parse_certificates(text: str, path: Path | str) -> list[CertFields]:
+    """Every certificate of a PEM text.
+
+    Args:
+        path: where the text comes from, for messages.
 
     Raises:
         KeyStoreError: no certificate, an unknown block, or one that does not parse.
     """
     try:
-        return [read_certificate(der) for der in pem.decode_certificates(read_text(path))]
+        return [read_certificate(der) for der in pem.decode_certificates(text)]
     except (pem.PemError, CertError) as e:
         raise KeyStoreError(KeyStoreCode.FILE, f"{path}: {e.public}") from e
 

@@ -74,3 +74,33 @@ class CaMetrics(MetricSet):
     bundle_roots = gauge("gatehouse_ca_bundle_roots", "Roots in the trust bundle.")
     token_keys = gauge("gatehouse_ca_token_keys", "Public keys that verify tokens.")
     ready = gauge("gatehouse_ca_ready", "1 when the authority is ready to issue, else 0.")
+    leader = gauge("gatehouse_ca_leader_info", "1 while this process leads, else 0; on Kubernetes only.")
+    live_pods = gauge("gatehouse_ca_live_pods", "Pods that this process knows; on Kubernetes only.")
+    watch_events = counter(
+        "gatehouse_ca_watch_events_total", "Events that watches brought.", labels=("resource",)
+    )
+    watch_failures = counter(
+        "gatehouse_ca_watch_failures_total", "Lists and watches that failed.", labels=("resource", "code")
+    )
+    watch_relists = counter(
+        "gatehouse_ca_watch_relists_total", "Complete lists that were read.", labels=("resource",)
+    )
+    watch_silence = gauge(
+        "gatehouse_ca_watch_silence_seconds",
+        "Time since the API server last said something on a watch.",
+        labels=("resource",),
+    )
+    token_reviews = counter(
+        "gatehouse_ca_token_reviews_total",
+        "Token reviews: accepted, refused, failed, throttled, or answered from memory (cached, shared).",
+        labels=("result",),
+    )
+    root_writes = counter(
+        "gatehouse_ca_root_config_map_writes_total",
+        "Writes of the roots into namespaces: created, repaired or failed.",
+        labels=("result",),
+    )
+    namespaces = gauge("gatehouse_ca_root_namespaces", "Namespaces that should have the roots.")
+    namespaces_wrong = gauge(
+        "gatehouse_ca_root_wrong_namespaces", "Namespaces that do not have the roots as they are now."
+    )

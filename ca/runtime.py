@@ -13,16 +13,20 @@ from prometheus_client import CollectorRegistry
 from ca.audit import Audit
 from ca.authn import Authenticator, Chain
 from ca.authn.claims import TokenPolicy
+from ca.authn.cluster_keys import ClusterKeys
 from ca.authn.jwt import TokenAuthenticator
 from ca.authn.keys import JwksError, JwksFile, KeySet
 from ca.authn.mtls import CertificateAuthenticator
 from ca.bundle_document import PublishedBundle
-from ca.config import CaConfig
+from ca.cluster import Cluster
+from ca.config import CaConfig, ConfigCode, ConfigError
 from ca.core.authority import Authority
 from ca.core.bundle import BundleError
 from ca.grpc_server import CertificateHandler, GrpcServer, ServerOptions, TransportCode, TransportError, Watch
 from ca.http_server import PlainServer, create_app
 from ca.keystore import KeyStore, KeyStoreConfig, KeyStoreError
+from ca.keystore_files import ensure_dir
+from ca.keystore_secret import SecretKeyStore
 from ca.limits import Limiter, Limits
 from ca.metrics import CaMetrics
 from ca.requests import KeyMemory
@@ -32,8 +36,11 @@ from mesh.clock import Clock, SystemClock
 from mesh.errors import Category, MeshError
 from mesh.obs import logs
 from mesh.obs.health import Health
+from mesh.spiffe import SpiffeId
+from mesh.x509 import pem
 
 CHECKS: Final = ("bundle", "grpc", "keys", "serving_certificate", "token_keys")
+CLUSTER_CHECKS: Final = ("pods", "published_roots")
 
 _log = logs.logger(__name__)
 
@@ -55,11 +62,11 @@ def keystore_config(config: CaConfig) -> KeyStoreConfig:
     )
 
 
-def token_policy(config: CaConfig) -> TokenPolicy:
+def token_policy(config: CaConfig, issuer: str) -> TokenPolicy:
     """What tokens must say."""
     return TokenPolicy(
         trust_domain=config.trust_domain,
-        issuer=config.token.issuer,
+        issuer=issuer,
         audiences=frozenset(config.token.audiences),
         leeway=config.token.leeway,
         max_lifetime=config.token.max_lifetime,
@@ -80,12 +87,13 @@ class Runtime:
         now = self.clock.now()
         self.registry = CollectorRegistry()
         self.metrics = CaMetrics(self.registry)
-        self.health = Health(*CHECKS)
+        self.cluster = Cluster(config, self.metrics, self.clock) if config.cluster.kubernetes else None
+        self.health = Health(*CHECKS, *(CLUSTER_CHECKS if self.cluster is not None else ()))
         self.profile = config.issue.profile()
-        self.keystore = KeyStore.open(keystore_config(config), now)
+        self.keystore = self._keystore(now)
         self._lock = threading.Lock()
         self._authority = Authority(self.keystore.issuer(now), self.profile)
-        self.jwks = JwksFile(config.token.jwks_file)
+        self.jwks = self._token_source()
         self._token_keys: KeySet | None = None  # those that were reported
         self.serving = Serving(config.serving.names, config.serving.lifetime)
         self.bundle = PublishedBundle(config.trust_domain, config.state_dir)
@@ -100,7 +108,10 @@ class Runtime:
             audit=Audit(),
             metrics=self.metrics,
             issued=self.keystore.record_issued,
+            grants=_grants(config),
         )
+        if self.cluster is not None and config.cluster.publish_roots:
+            self.cluster.publish(lambda: [pem.encode_certificate(root) for root in self.keystore.roots])
         self.serving.renew(self._authority.issuer, now)
         self.tick(now, force=True)
         self.grpc = self._grpc_server()
@@ -114,6 +125,8 @@ class Runtime:
 
     def start(self) -> None:
         """Serve."""
+        if self.cluster is not None:
+            self.cluster.start()
         self.grpc.start()
         if self.plain is not None:
             self.plain.start()
@@ -148,6 +161,8 @@ class Runtime:
             self._upkeep.join()
         if self.plain is not None:
             self.plain.stop()
+        if self.cluster is not None:
+            self.cluster.stop()
         _log.info("authority has stopped")
 
     def app(self) -> Flask:
@@ -183,9 +198,13 @@ class Runtime:
         self._tick_token_keys(now)
         self._tick_serving(now)
         self._tick_bundle(now)
+        if self.cluster is not None:
+            self._check("pods", *self.cluster.pods_state())
+            behind = self.cluster.publish_problem()
+            self._check("published_roots", "", RuntimeError(behind) if behind else None)
 
     def _tick_keys(self, now: dt.datetime, *, force: bool) -> None:
-        if force or self.config.ca_dir is not None:
+        if force or self.config.ca_dir is not None or self.cluster is not None:
             result = self.keystore.reload(now)
             if result.error is not None or result.changed:
                 self.metrics.reloads.labels(
@@ -236,7 +255,8 @@ class Runtime:
 
     def _tick_bundle(self, now: dt.datetime) -> None:
         try:
-            self.bundle.update(self.keystore.roots, now)
+            if self.bundle.update(self.keystore.roots, now) and self.cluster is not None:
+                self.cluster.bundle_changed()
         except (BundleError, KeyStoreError, OSError) as e:
             self._check(
                 "bundle", "the bundle document cannot be made" if self.bundle.document is None else "", e
@@ -272,6 +292,8 @@ class Runtime:
         metrics.in_flight.set(self.limiter.in_flight)
         metrics.callers.set(self.limiter.callers)
         metrics.ready.set(int(self.health.ready().ok))
+        if self.cluster is not None:
+            self.cluster.refresh_gauges()
 
     def _run(self) -> None:
         interval = self.config.reload_interval.total_seconds()
@@ -288,8 +310,29 @@ class Runtime:
 
     # --- parts --------------------------------------------------------------------------------------
 
+    def _keystore(self, now: dt.datetime) -> KeyStore | SecretKeyStore:
+        """Keys from files when a CA is plugged in, or there is no cluster; else from the Secret."""
+        config = keystore_config(self.config)
+        if self.cluster is None or config.plugged_dir is not None:
+            return KeyStore.open(config, now)
+        ensure_dir(config.state_dir)  # the number of the bundle document is kept there
+        return self.cluster.keystore(config, now)
+
+    def _token_source(self) -> JwksFile | ClusterKeys:
+        file = self.config.token.jwks_file
+        if file is not None:
+            return JwksFile(file)
+        if self.cluster is None:
+            raise ConfigError(ConfigCode.CONFLICT, "token.jwks_file must be given without a cluster")
+        return self.cluster.token_keys()
+
     def _authenticators(self) -> list[Authenticator]:
-        parts: list[Authenticator] = [TokenAuthenticator(token_policy(self.config), self.jwks)]
+        parts: list[Authenticator] = []
+        if self.cluster is not None:
+            policy = token_policy(self.config, self.cluster.issuer())
+            parts.append(self.cluster.authenticator(policy, self.jwks))
+        else:
+            parts.append(TokenAuthenticator(token_policy(self.config, self.config.token.issuer), self.jwks))
         if self.config.listen.mtls is not None:
             parts.append(CertificateAuthenticator(self.config.trust_domain, lambda: self.keystore.roots))
         return parts
@@ -330,6 +373,15 @@ class Runtime:
                 f"cannot listen on listen.plain {address}: {e.strerror}",
                 category=Category.FAILED_PRECONDITION,
             ) from e
+
+
+def _grants(config: CaConfig) -> dict[SpiffeId, tuple[str, ...]]:
+    """DNS names by the identity that may have them."""
+    found = {}
+    for grant in config.serving_grants:
+        namespace, _, name = grant.service_account.partition("/")
+        found[SpiffeId.for_service_account(config.trust_domain, namespace, name)] = grant.dns
+    return found
 
 
 def _limits(config: CaConfig) -> Limits:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from ca.audit import Audit
@@ -33,6 +34,7 @@ from ca.requests import (
     check_metadata,
 )
 from mesh.errors import Category, MeshError
+from mesh.spiffe import SpiffeId
 
 HOSTILE: Final[frozenset[str]] = frozenset(
     {*HOSTILE_CREDENTIALS, *HOSTILE_CSRS, *HOSTILE_REQUESTS, IssueCode.CA_KEY, IssueCode.IDENTITY}
@@ -72,6 +74,7 @@ class IssuanceService:
         own_keys: DER SubjectPublicKeyInfo of the keys of this process beside the signing chain (F-16).
         clusters: names that callers may give in `clusterid`.
         issued: told the time of every issuance, for the clock check at the next start (G-11).
+        grants: DNS names that an identity may ask for, for servers of the mesh.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class IssuanceService:
         audit: Audit,
         metrics: CaMetrics,
         issued: Callable[[dt.datetime], None],
+        grants: Mapping[SpiffeId, tuple[str, ...]] = MappingProxyType({}),
     ) -> None:
         self._authenticator = authenticator
         self._limiter = limiter
@@ -96,6 +100,7 @@ class IssuanceService:
         self._audit = audit
         self._metrics = metrics
         self._issued = issued
+        self._grants = grants
 
     def issue(self, head: RequestHead, read: Callable[[], CertificateRequest], now: dt.datetime) -> Issued:
         """Issue a certificate for whom the credentials name.
@@ -167,7 +172,8 @@ class IssuanceService:
             check_metadata(request.metadata, identity, authority.issuer.trust_domain)
             # Refused before the key is looked at: a wrong lifetime costs nothing.
             authority.profile.lifetime(request.validity_seconds)
-            key = csr.prove(request.csr_pem, identity, authority.profile)
+            granted = self._grants.get(identity, ())
+            key = csr.prove(request.csr_pem, identity, authority.profile, granted)
             if key.spki_der in self._own_keys():
                 raise RequestError(
                     RequestCode.KEY_OF_AUTHORITY,

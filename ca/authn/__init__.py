@@ -44,6 +44,15 @@ class AuthnCode(Code):
     TOKEN_SUBJECT = "authn_token_subject"  # noqa: S105 - a code, not a secret
     TOKEN_NOT_POD_BOUND = "authn_token_not_pod_bound"  # noqa: S105 - a code, not a secret
     NO_KEYS = "authn_no_keys"
+    PODS_NOT_LOADED = "authn_pods_not_loaded"
+    POD_UNKNOWN = "authn_pod_unknown"
+    POD_GONE = "authn_pod_gone"
+    POD_OTHER = "authn_pod_other"
+    REVIEW_REFUSED = "authn_review_refused"
+    REVIEW_AUDIENCE = "authn_review_audience"
+    REVIEW_MISMATCH = "authn_review_mismatch"
+    REVIEW_FAILED = "authn_review_failed"
+    REVIEW_THROTTLED = "authn_review_throttled"
     CERTIFICATE = "authn_certificate"
     CERTIFICATE_DOMAIN = "authn_certificate_domain"
     MISMATCH = "authn_mismatch"
@@ -55,12 +64,23 @@ HOSTILE = frozenset(
 )
 """Codes that no honest client causes; the audit line says so."""
 
+LATER = frozenset(
+    {
+        AuthnCode.NO_KEYS,
+        AuthnCode.PODS_NOT_LOADED,
+        AuthnCode.POD_UNKNOWN,
+        AuthnCode.REVIEW_FAILED,
+        AuthnCode.REVIEW_THROTTLED,
+    }
+)
+"""Codes that say nothing about the credential: it could not be checked now (UNAVAILABLE)."""
+
 
 class AuthnError(MeshError):
     """Credentials that do not identify anybody."""
 
     def __init__(self, code: AuthnCode, private: str) -> None:
-        if code is AuthnCode.NO_KEYS:
+        if code in LATER:
             super().__init__(code, NO_KEYS_TEXT, private=private, category=Category.UNAVAILABLE)
         else:
             super().__init__(code, PUBLIC_TEXT, private=private, category=Category.UNAUTHENTICATED)

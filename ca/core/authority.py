@@ -186,7 +186,7 @@ class Authority:
         """Decide what to issue, encode and lint it.
 
         Args:
-            key: from `ca.core.csr.prove` with the same identity.
+            key: from `ca.core.csr.prove` with the same identity; its DNS names go into the leaf.
             identity: authenticated.
             requested_seconds: lifetime that the caller asks for; 0 is the default.
             now: timezone-aware.
@@ -198,7 +198,7 @@ class Authority:
             LintError: a fault of ours.
         """
         issuer = self.issuer
-        shape = self._shape(identity, key.kind)
+        shape = self._shape(identity, key.kind, key.dns)
         if key.spki_der in issuer.keys:
             raise IssueError(
                 IssueCode.CA_KEY,
@@ -265,7 +265,7 @@ class Authority:
         self._linter.check_tbs(tbs, spec, shape)
         return PreparedCert(tbs, spec, self.issuer, [None])
 
-    def _make_shape(self, identity: SpiffeId, kind: KeyKind) -> Shape:
+    def _make_shape(self, identity: SpiffeId, kind: KeyKind, dns: tuple[str, ...] = ()) -> Shape:
         """Check an identity (X-16) and encode what its leaves share; cached."""
         if identity.trust_domain != self.issuer.trust_domain:
             raise IssueError(
@@ -277,7 +277,7 @@ class Authority:
             identity.service_account()
         except SpiffeIdError as e:
             raise IssueError(IssueCode.IDENTITY, e.public, category=Category.PERMISSION_DENIED) from e
-        return self._template.shape(identity, kind)
+        return self._template.shape(identity, kind, dns)
 
     def _check_issuer(self, now: dt.datetime) -> None:
         issuer = self.issuer

@@ -64,20 +64,23 @@ class ProvenKey(NamedTuple):
     Attributes:
         spki_der: SubjectPublicKeyInfo, re-encoded with a named curve.
         key_id: subject key identifier, 20 bytes.
+        dns: names that the request asked for and its sender has been granted; for servers of the mesh.
     """
 
     spki_der: bytes
     kind: KeyKind
     key_id: bytes
+    dns: tuple[str, ...] = ()
 
 
-def prove(csr_pem: str, identity: SpiffeId, policy: Profile) -> ProvenKey:
+def prove(csr_pem: str, identity: SpiffeId, policy: Profile, granted: tuple[str, ...] = ()) -> ProvenKey:
     """Check a request of an authenticated caller.
 
     Args:
         csr_pem: PKCS#10 request in PEM, exactly one block.
         identity: who the caller is; the only name that the request may hold.
         policy: key types and tolerances.
+        granted: DNS names that this identity may have (X-03): a request has all of them, or none.
 
     Raises:
         CsrError: with the reason; category INVALID_ARGUMENT.
@@ -87,7 +90,7 @@ def prove(csr_pem: str, identity: SpiffeId, policy: Profile) -> ProvenKey:
     if point is not None:
         return _prove_canonical(der, point, policy)
     try:
-        return _prove_any(der, identity, policy)
+        return _prove_any(der, identity, policy, granted)
     except UnsupportedAlgorithm as e:
         raise CsrError(
             CsrCode.KEY_TYPE, f"CSR: public key or signature of an unknown type; {_allowed(policy)}"
@@ -208,15 +211,15 @@ def _bad_signature() -> CsrError:
 # --- any other request --------------------------------------------------------------------------------
 
 
-def _prove_any(der: bytes, identity: SpiffeId, policy: Profile) -> ProvenKey:
+def _prove_any(der: bytes, identity: SpiffeId, policy: Profile, granted: tuple[str, ...]) -> ProvenKey:
     csr = x509.load_der_x509_csr(der)
     public = csr.public_key()
     info = key_info(public)
     _check_key(info, policy)  # before the signature: its cost grows with the key
     _check_signature(csr, info)
     _check_subject(csr, policy)
-    _check_extensions(csr, identity)
-    key = ProvenKey(spki_der(public), info.kind, key_identifier(public_key_bits(public)))
+    dns = _check_extensions(csr, identity, granted)
+    key = ProvenKey(spki_der(public), info.kind, key_identifier(public_key_bits(public)), dns)
     _check_blocked(key, policy)
     return key
 
@@ -299,7 +302,11 @@ def _ignorable(csr: x509.CertificateSigningRequest) -> bool:
     )
 
 
-def _check_extensions(csr: x509.CertificateSigningRequest, identity: SpiffeId) -> None:
+def _check_extensions(
+    csr: x509.CertificateSigningRequest, identity: SpiffeId, granted: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Refuse what would not be issued; the DNS names to issue."""
+    dns: tuple[str, ...] = ()
     for attribute in csr.attributes:
         if attribute.oid.dotted_string not in _ALLOWED_ATTRIBUTES:
             raise CsrError(
@@ -309,7 +316,7 @@ def _check_extensions(csr: x509.CertificateSigningRequest, identity: SpiffeId) -
     for extension in csr.extensions:
         value = extension.value
         if isinstance(value, x509.SubjectAlternativeName):
-            _check_san(value, identity)
+            dns = _check_san(value, identity, granted)
         elif isinstance(value, x509.BasicConstraints):
             if value.ca:
                 raise _ca_request("basicConstraints CA:TRUE")
@@ -328,6 +335,7 @@ def _check_extensions(csr: x509.CertificateSigningRequest, identity: SpiffeId) -
                 f"CSR: extension {extension.oid.dotted_string} is not allowed; allowed are subjectAltName,"
                 " keyUsage, extendedKeyUsage and basicConstraints",
             )
+    return dns
 
 
 # Also `O=` with an empty value, UTF8String or PrintableString: istio-agent sends it, and it names nobody.
@@ -357,8 +365,13 @@ def _check_key_usage(usage: x509.KeyUsage) -> None:
         )
 
 
-def _check_san(san: x509.SubjectAlternativeName, identity: SpiffeId) -> None:
-    """Exactly the identity, once (F-01 to F-03). Another SPIFFE ID is worth an alarm."""
+def _check_san(
+    san: x509.SubjectAlternativeName, identity: SpiffeId, granted: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Exactly the identity, once (F-01 to F-03). Another SPIFFE ID is worth an alarm.
+
+    With granted names: the identity or no URI, and exactly these names; they are the result.
+    """
     own = str(identity)
     uris = [n.value for n in san if isinstance(n, x509.UniformResourceIdentifier)]
     foreign = [u for u in uris if u != own and u[: len(SCHEME)].lower() == SCHEME]
@@ -368,8 +381,14 @@ def _check_san(san: x509.SubjectAlternativeName, identity: SpiffeId) -> None:
             f"CSR asks for another identity than the caller's own, {own}; leave the SAN out",
             private=f"CSR of {own} asks for {foreign[0][:200]!r}",
         )
+    dns = [n.value for n in san if isinstance(n, x509.DNSName)]
+    no_others = len(uris) + len(dns) == len(list(san))
+    if granted and no_others and sorted(dns) == sorted(granted) and uris in ([], [own]):
+        return granted
     if uris != [own] or len(list(san)) != 1:
         raise CsrError(
             CsrCode.SAN_MISMATCH,
-            f"CSR: subjectAltName has {len(list(san))} names; allowed is none, or exactly the URI {own}",
+            f"CSR: subjectAltName has {len(list(san))} names; allowed is none, or exactly the URI {own}"
+            + (f", or with it all of the DNS names {', '.join(granted)}" if granted else ""),
         )
+    return ()

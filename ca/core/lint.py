@@ -12,6 +12,8 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cryptography import x509
+
 from ca.core.csr import ProvenKey
 from ca.core.template import EMPTY_NAME, VERSION_3, Shape, assemble, validity
 from mesh.errors import Category, Code, MeshError
@@ -93,8 +95,14 @@ def check_leaf_certificate(der: bytes, spec: LeafSpec, issuer: IssuerFacts) -> C
     except (CertError, SvidError) as e:
         raise _fail(LintCode.STRUCTURE, e.private) from e
     _check_numbers(spec, issuer)
-    if found != spec.identity or leaf.uris != (str(spec.identity),) or leaf.other_sans:
-        raise _fail(LintCode.IDENTITY, f"leaf is for {leaf.uris}, asked was {spec.identity}")
+    dns = _dns_names(leaf) if leaf.other_sans else ()
+    names = (found, leaf.uris, dns, leaf.other_sans)
+    if names != (spec.identity, (str(spec.identity),), spec.key.dns, len(spec.key.dns)):
+        raise _fail(
+            LintCode.IDENTITY,
+            f"leaf is for {leaf.uris}, {dns} and {leaf.other_sans} names beside the URI; asked was"
+            f" {spec.identity} with {spec.key.dns}",
+        )
     if leaf.serial_number != spec.serial_number:
         raise _fail(LintCode.SERIAL, "serial differs from the one drawn")
     if (leaf.not_before, leaf.not_after) != (spec.not_before, spec.not_after):
@@ -107,6 +115,12 @@ def check_leaf_certificate(der: bytes, spec: LeafSpec, issuer: IssuerFacts) -> C
         raise _fail(LintCode.PUBLIC_KEY, "public key is not the one that was proved")
     _check_extensions(leaf, spec.key, issuer)
     return leaf
+
+
+def _dns_names(leaf: CertFields) -> tuple[str, ...]:
+    """DNS names in their order; a name of any other kind makes the count differ."""
+    san = leaf.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return tuple(san.get_values_for_type(x509.DNSName))
 
 
 def _check_numbers(spec: LeafSpec, issuer: IssuerFacts) -> None:
@@ -182,6 +196,8 @@ class Linter:
             shape.identity is not spec.identity and shape.identity != spec.identity
         ):
             raise _fail(LintCode.IDENTITY, "extensions are those of another identity or key kind")
+        if shape.dns != key.dns:
+            raise _fail(LintCode.IDENTITY, "extensions have other DNS names than were granted")
         if not shape.linted:  # the signature is not read here
             check_leaf_certificate(assemble(tbs, self._issuer.algorithm, b"\x00"), spec, self._issuer)
             shape.linted = True

@@ -6,7 +6,8 @@ the result equal, field for field, to what `x509.CertificateBuilder` makes.
 
 Contents of a leaf (X509-SVID 4, RFC 5280 4.2): empty subject; key usage digitalSignature (and
 keyEncipherment for RSA), critical; extended key usage serverAuth and clientAuth; basic constraints CA
-false, critical; authority and subject key identifiers; one URI SAN, critical.
+false, critical; authority and subject key identifiers; one URI SAN, critical. Servers of the mesh that
+were granted DNS names have these after the URI (X-03).
 """
 
 from __future__ import annotations
@@ -86,23 +87,27 @@ def _extension(oid: bytes, value: bytes, *, critical: bool) -> bytes:
     return tlv(0x30, oid + (_TRUE if critical else b"") + tlv(0x04, value))
 
 
-def san_value(identity: SpiffeId) -> bytes:
-    """Value of a SAN extension with the one URI."""
-    return tlv(0x30, tlv(0x86, str(identity).encode("ascii")))
+def san_value(identity: SpiffeId, dns: tuple[str, ...] = ()) -> bytes:
+    """Value of a SAN extension with the one URI, and DNS names after it."""
+    names = b"".join(tlv(0x82, name.encode("ascii")) for name in dns)
+    return tlv(0x30, tlv(0x86, str(identity).encode("ascii")) + names)
 
 
 class Shape:
-    """What all leaves of one identity and key kind share: their extensions.
+    """What all leaves of one identity, its DNS names and key kind share: their extensions.
 
     Attributes:
         extensions: all of them, in DER, without the 20 bytes of the subject key identifier at the end.
         linted: set by the linter when a whole certificate with these extensions has passed.
     """
 
-    __slots__ = ("extensions", "identity", "kind", "linted")
+    __slots__ = ("dns", "extensions", "identity", "kind", "linted")
 
-    def __init__(self, identity: SpiffeId, kind: KeyKind, extensions: bytes) -> None:
+    def __init__(
+        self, identity: SpiffeId, kind: KeyKind, extensions: bytes, dns: tuple[str, ...] = ()
+    ) -> None:
         self.identity = identity
+        self.dns = dns
         self.kind = kind
         self.extensions = extensions
         self.linted = False
@@ -132,12 +137,12 @@ class LeafTemplate:
             for kind in KeyKind
         }
 
-    def shape(self, identity: SpiffeId, kind: KeyKind) -> Shape:
+    def shape(self, identity: SpiffeId, kind: KeyKind, dns: tuple[str, ...] = ()) -> Shape:
         """Encode the extensions of an identity's leaves. Keep the result: it is used for each leaf."""
-        san = _extension(_OID_SAN, san_value(identity), critical=True)
+        san = _extension(_OID_SAN, san_value(identity, dns), critical=True)
         ski = _extension(_OID_SKI, tlv(0x04, bytes(SKI_BYTES)), critical=False)
         extensions = tlv(0xA3, tlv(0x30, self._constant[kind] + san + ski))
-        return Shape(identity, kind, extensions[:-SKI_BYTES])
+        return Shape(identity, kind, extensions[:-SKI_BYTES], dns)
 
     def tbs(
         self,
