@@ -349,3 +349,14 @@ def test_a_reader_that_leaves_is_no_error(tree: NodeagentTree) -> None:
             check=False,
         )
     assert b"Traceback" not in done.stderr
+
+
+def test_version_is_that_of_the_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gatehouse-1.2.3.dist-info").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "missing"), str(tmp_path), *sys.path])
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "nodeagent (gatehouse) 1.2.3\n"
