@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from injector.core.decision import Decision, Outcome, Reason
 from mesh.clock import Clock, SystemClock
-from mesh.kube.api import KubeApi, KubeError
+from mesh.errors import Category
+from mesh.kube.api import KubeApi, KubeCode, KubeError
 from mesh.obs.logs import logger
 
 _log = logger(__name__)
@@ -29,6 +30,7 @@ MAX_QUEUE: Final = 1000
 MAX_MEMORY: Final = 5000
 REPEAT_SECONDS: Final = 600.0
 RATE, BURST = 5.0, 50.0
+_PAUSES: Final = (0.2, 1.0, 3.0)  # seconds before each further try
 _MAX_MESSAGE: Final = 1000  # the API server refuses more than 1024
 _COMPONENT: Final = "gatehouse-injector"
 # Nobody asked for these, or nothing was done: an Event for each would be noise.
@@ -106,6 +108,7 @@ class EventSink:
         self._lock = threading.Lock()
         self._tokens, self._filled = BURST, monotonic()
         self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
 
     def start(self) -> None:
         """Write on a thread; after the fork only."""
@@ -116,6 +119,7 @@ class EventSink:
     def stop(self, timeout_seconds: float = 2.0) -> None:
         """Write what is queued, for at most that long."""
         if self._thread is not None:
+            self._stopping.set()
             try:
                 self._queue.put(None, timeout=timeout_seconds)
             except queue.Full:
@@ -188,11 +192,21 @@ class EventSink:
 
     def _run(self, api: KubeApi) -> None:
         while (event := self._queue.get()) is not None:
-            namespace = event["metadata"]["namespace"]
+            self._count("written" if self._write(api, event) else "failed")
+
+    def _write(self, api: KubeApi, event: Mapping[str, Any]) -> bool:
+        """Write one Event; what may pass is tried again, since a repetition would be suppressed."""
+        namespace = event["metadata"]["namespace"]
+        for pause in (*_PAUSES, None):
             try:
                 api.create(f"/api/v1/namespaces/{namespace}/events", event)
             except KubeError as error:
-                _log.warning("an Event was not written", namespace=namespace, error=error)
-                self._count("failed")
+                if error.code is KubeCode.ALREADY_EXISTS:
+                    return True  # an answer was lost: the name is drawn once for each Event
+                if pause is None or error.category is not Category.UNAVAILABLE:
+                    _log.warning("an Event was not written", namespace=namespace, error=error)
+                    return False
+                self._stopping.wait(pause)
             else:
-                self._count("written")
+                return True
+        return False

@@ -122,6 +122,16 @@ def test_failures_are_counted_and_do_not_stop_the_thread(world: World) -> None:
     assert (world.told["failed"], world.told["written"]) == (1, 1)
 
 
+def test_an_api_server_that_is_away_for_a_moment_costs_no_event(world: World) -> None:
+    """Seen on a real cluster: it closed an idle connection, and repetitions are suppressed."""
+    world.kube.fail(503, times=2, method="POST")
+    world.sink.start()
+    world.sink.tell(owned("a"), "shop", SKIP, dry_run=False)
+    wait_for(world.written, "it is written at the third try")
+    world.sink.stop()
+    assert world.told == {"written": 1}
+
+
 def test_turned_off() -> None:
     sink = EventSink(None)
     sink.start()
