@@ -14,15 +14,17 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol
 
 from mesh.clock import Clock
-from mesh.envoy.resources import SDS_ALL_BUNDLES, SDS_ROOTS, SDS_SVID, Resource, ResourceSet
+from mesh.envoy.resources import SDS_ALL_BUNDLES, SDS_ROOTS, SDS_SVID, SECRET, Resource, ResourceSet
 from mesh.envoy.secrets import bundles_secret, roots_secret, svid_secret
 from mesh.errors import Category, Code, MeshError
 from mesh.obs.logs import logger
 from mesh.spiffe import SpiffeId
 from nodeagent.ca_client import CaReply
+from nodeagent.core.names import under_name
 from nodeagent.core.rotation import Priority, Rotation
 from nodeagent.core.schedule import TICK
 from nodeagent.core.snapshot import IdentitySnapshot, TrustBundle
@@ -66,7 +68,8 @@ Wait = Callable[[asyncio.Event, float], Awaitable[None]]
 async def wait_for_event(event: asyncio.Event, seconds: float) -> None:
     """Return when the event is set, or after `seconds`."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,16 +289,18 @@ def secrets_of(snapshot: IdentitySnapshot) -> ResourceSet:
     secrets: list[Resource] = []
     if snapshot.svid is not None:
         svid = snapshot.svid
-        secrets += [
-            svid_secret(name, svid.chain_der, svid.key_pkcs8) for name in (SDS_SVID, str(svid.spiffe_id))
-        ]
+        named = svid_secret(SDS_SVID, svid.chain_der, svid.key_pkcs8)
+        by_id = under_name(named, str(svid.spiffe_id))
+        secrets += [named, Resource.of(SECRET, by_id.name, by_id.body)]
     if snapshot.bundle is not None:
         secrets += _bundle_secrets(snapshot.bundle)
     return ResourceSet(secrets)
 
 
-def _bundle_secrets(bundle: TrustBundle) -> list[Resource]:
-    names = (SDS_ROOTS, str(bundle.trust_domain.id))
-    return [roots_secret(name, bundle.roots_der) for name in names] + [
-        bundles_secret(SDS_ALL_BUNDLES, {bundle.trust_domain: bundle.roots_der})
-    ]
+@lru_cache(maxsize=8)
+def _bundle_secrets(bundle: TrustBundle) -> tuple[Resource, ...]:
+    """Remembered: all workloads of a node have the same bundle."""
+    return (
+        *(roots_secret(name, bundle.roots_der) for name in (SDS_ROOTS, str(bundle.trust_domain.id))),
+        bundles_secret(SDS_ALL_BUNDLES, {bundle.trust_domain: bundle.roots_der}),
+    )
