@@ -1,6 +1,6 @@
 """Builds the Kubernetes servers from Debian's own source package with Debian's Go: minutes, once.
 
-Debian ships `kubectl` only. The binaries go into the cache; a cache of earlier tooling is taken over.
+Debian ships `kubectl` only. The binaries go into the cache.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from tests.cluster import packages
 from tests.cluster.layout import SERVERS, Layout
 from tests.cluster.run import ClusterError, run
 
-_EARLIER = Path("~/.cache/kube-lab/bin")
 _MODULE = "k8s.io/kubernetes"
 _PAUSE = """package main
 
@@ -49,10 +48,6 @@ def build(place: Layout) -> Path:
         ClusterError: a step failed; its output is in the text.
     """
     place.binaries.mkdir(parents=True, exist_ok=True)
-    earlier = _EARLIER.expanduser()
-    for name in SERVERS:
-        if not (place.binaries / name).exists() and (earlier / name).exists():
-            _install(earlier / name, place.binaries)
     if missing := [name for name in SERVERS if not (place.binaries / name).exists()]:
         with tempfile.TemporaryDirectory(prefix="gatehouse-kube-") as directory:
             _build_servers(Path(directory), place.binaries, missing)
@@ -94,6 +89,7 @@ def _build_servers(work: Path, target: Path, names: list[str]) -> None:
         "GOFLAGS": "",
         "GOCACHE": os.environ.get("GOCACHE", str(work / "cache")),
     }
+    _fix_map_iteration(source)
     _generate_openapi(work, source, environment)
     major, minor, _ = version.split(".")
     stamps = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor}
@@ -173,6 +169,40 @@ def _source_stanzas() -> str:
             "no Debian archive among /etc/apt/sources.list.d/*.sources to take the source from"
         )
     return "\n\n".join(stanzas) + "\n"
+
+
+def _fix_map_iteration(source: Path) -> None:
+    """Let the vendored reflect2 1.0.1 call Go's map iterator as Go 1.18 and newer have it.
+
+    It declares `reflect.mapiterinit` as it was before: the runtime then writes an iterator of twelve words
+    through a stray pointer, and servers die with "fatal error: fault" in the first webhook call. Pointers
+    come first and numbers after, as in the runtime: the garbage collector reads them.
+    """
+    call = "mapiterinit(type2.rtype, *(*unsafe.Pointer)(obj), iter.hiter)"
+    package = source / "vendor" / "github.com" / "modern-go" / "reflect2"
+    _edit(
+        package / "unsafe_link.go",
+        (
+            "mapiterinit(rtype unsafe.Pointer, m unsafe.Pointer) *hiter",
+            "mapiterinit(rtype, m unsafe.Pointer, it *hiter)",
+        ),
+        ("\t// rest fields are ignored\n", "\t_ [6]unsafe.Pointer\n\t_ [8]uintptr\n"),
+    )
+    _edit(
+        package / "unsafe_map.go",
+        ("\treturn &UnsafeMapIterator{\n", "\titer := &UnsafeMapIterator{\n"),
+        ("mapiterinit(type2.rtype, *(*unsafe.Pointer)(obj)),", "new(hiter),"),
+        ("\t}\n}\n\ntype UnsafeMapIterator", f"\t}}\n\t{call}\n\treturn iter\n}}\n\ntype UnsafeMapIterator"),
+    )
+
+
+def _edit(file: Path, *changes: tuple[str, str]) -> None:
+    text = file.read_text(encoding="utf-8")
+    for old, new in changes:
+        if text.count(old) != 1:
+            raise ClusterError(f"{file} is not what it was: {old!r} is there {text.count(old)} times")
+        text = text.replace(old, new)
+    file.write_text(text, encoding="utf-8")
 
 
 def _generate_openapi(work: Path, source: Path, environment: dict[str, str]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.load import Outcome, load
+from tests.cluster.marks import CLUSTER
 from tests.cluster.mesh import Mesh
-from tests.cluster.shop import PORT, open_shop
+from tests.cluster.outage import api_server_hangs, last, node_agents_hang, own
+from tests.cluster.shop import PORT, open_shop, peer_authentication
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
+pytestmark = CLUSTER
+
+OUTAGE_SECONDS = 10
 
 
 def no_failure(outcome: Outcome) -> None:
@@ -64,3 +66,29 @@ def test_the_authority_is_away(mesh: Mesh, injected: Kubectl) -> None:
         mesh.wait()
         injected.wait_ready("app=client", count=2, seconds=120)
     no_failure(outcome)
+
+
+def test_the_api_server_hangs(mesh: Mesh, injected: Kubectl) -> None:
+    """G-08: the data plane does not ask it."""
+    own(mesh.kube)
+    shop = open_shop(mesh.kube, injected)
+    shop.wait_answer()
+    with load(injected, "deploy/client", "app", "server", PORT) as outcome:
+        with api_server_hangs(mesh.kube):
+            last(OUTAGE_SECONDS)
+        mesh.wait()
+    no_failure(outcome)
+
+
+def test_node_agents_hang(mesh: Mesh, injected: Kubectl) -> None:
+    """G-03, the worse way: they are there and do not answer. Configuration follows when they are back."""
+    own(mesh.kube)
+    shop = open_shop(mesh.kube, injected)
+    shop.wait_answer()
+    with load(injected, "deploy/client", "app", "server", PORT) as outcome:
+        with node_agents_hang(mesh.kube):
+            injected.apply([peer_authentication("STRICT")])
+            last(OUTAGE_SECONDS)
+        mesh.wait()
+    no_failure(outcome)
+    assert "/sa/client" in shop.wait_answer("/headers")

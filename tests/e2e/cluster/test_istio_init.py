@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from tests.cluster.kubectl import Kubectl
+from tests.cluster.marks import CLUSTER
 from tests.cluster.objects import RESTRICTED, pod
 from tests.cluster.run import wait_for
 from tests.cluster.under_test import ClusterUnderTest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
+pytestmark = CLUSTER
 
 # As root, with this one capability and nothing else.
 CAPTURE: dict[str, Any] = {

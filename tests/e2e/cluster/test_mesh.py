@@ -9,12 +9,13 @@ from collections.abc import Callable
 import pytest
 
 from tests.cluster.kubectl import Kubectl
+from tests.cluster.marks import CLUSTER
 from tests.cluster.mesh import TRUST_DOMAIN, Mesh
 from tests.cluster.objects import account, pod
 from tests.cluster.run import wait_for
 from tests.cluster.shop import open_shop, peer_authentication, workload
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
+pytestmark = CLUSTER
 
 
 def containers(item: dict[str, object]) -> list[str]:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.kubectl import Kubectl
+from tests.cluster.marks import CLUSTER
 from tests.cluster.objects import pod, service
 from tests.cluster.run import wait_for
 from tests.cluster.under_test import ClusterUnderTest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
+pytestmark = CLUSTER
 
 BOOKSHOP = Path(__file__).resolve().parents[3] / "examples" / "bookshop" / "bookshop.yaml"
 

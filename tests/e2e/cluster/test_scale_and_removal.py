@@ -8,11 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from tests.cluster.kubectl import Kubectl
+from tests.cluster.marks import CLUSTER
 from tests.cluster.mesh import Mesh
 from tests.cluster.objects import account
 from tests.cluster.shop import open_shop, workload
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1800)]
+pytestmark = CLUSTER
 
 MANY = 100
 
