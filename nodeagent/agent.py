@@ -148,7 +148,9 @@ class Agent:
         Raises:
             MeshError: it cannot be served, or not soon; the kubelet will call again.
         """
-        await self._wait_until(lambda: uid in self.running, "its socket is not served yet")
+        await self._wait_until(
+            lambda: uid in self.running and not self.running[uid].stopped, "its socket is not served yet"
+        )
         entry = self.running[uid]
         await entry.listen()
         if entry.problem is not None:
@@ -181,7 +183,9 @@ class Agent:
         swept = False
         while True:
             try:
-                await asyncio.wait_for(self._changed.wait(), CHECK_EVERY)
+                # Not `wait_for`: in Python 3.11 it may swallow a cancellation.
+                async with asyncio.timeout(CHECK_EVERY):
+                    await self._changed.wait()
             except TimeoutError:
                 await self._check()
                 continue
@@ -230,8 +234,8 @@ class Agent:
             if gone or not entry.same(
                 wanted[uid], identities[uid], state.token_files[uid], state.directories.get(uid)
             ):
-                del self.running[uid]
                 await entry.stop(remove=True)
+                del self.running[uid]
                 self._forget(entry)
         for uid, workload in wanted.items():
             found = self.running.get(uid)

@@ -237,7 +237,8 @@ class _Events:
     async def wait(self, seconds: float) -> bool:
         """Wait for an event; False when none came."""
         try:
-            await asyncio.wait_for(self._event.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
         except TimeoutError:
             return False
         self._event.clear()

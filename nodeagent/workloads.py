@@ -67,6 +67,7 @@ class RunningWorkload:
         self.spiffe_id = spiffe_id
         self.token_file = token_file
         self.problem: MeshError | None = None
+        self.stopped = False
         self.revision = 0
         self._shared = shared
         name = f"{workload.namespace}/{workload.name}"
@@ -92,6 +93,7 @@ class RunningWorkload:
             rotation=rotation,
         )
         self._task: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
 
     def same(
         self,
@@ -121,17 +123,18 @@ class RunningWorkload:
 
     async def listen(self) -> None:
         """Serve the socket, or note why that is not possible; may be called again to retry."""
-        try:
-            if self.problem is None and self.socket.intact():
-                return
-            await self.socket.stop()
-            await self.socket.start()
-        except MeshError as error:
-            if self.problem is None:
-                _log.error("a workload's socket cannot be served", workload=self.name, error=error)
-            self.problem = error
-        else:
-            self.problem = None
+        async with self._starting:  # the agent's check and a call of the kubelet may come together
+            try:
+                if self.stopped or (self.problem is None and self.socket.intact()):
+                    return
+                await self.socket.stop()
+                await self.socket.start()
+            except MeshError as error:
+                if self.problem is None:
+                    _log.error("a workload's socket cannot be served", workload=self.name, error=error)
+                self.problem = error
+            else:
+                self.problem = None
 
     async def stop(self, *, remove: bool) -> None:
         """Stop renewing and serving.
@@ -141,7 +144,9 @@ class RunningWorkload:
         """
         if self._task is not None:
             self._task.cancel()
-        # A directory that the kubelet gave is emptied by the CSI driver, when the kubelet says so.
-        await self.socket.stop(remove=remove and self._own_directory)
+        async with self._starting:
+            self.stopped = True
+            # A directory that the kubelet gave is emptied by the CSI driver, when the kubelet says so.
+            await self.socket.stop(remove=remove and self._own_directory)
         if remove:
             self.cache.close()
