@@ -182,8 +182,9 @@ class CsiSocket:
     """One gRPC server on one Unix socket that only root may open.
 
     Args:
-        path: of the socket; its directory is made when `make_parent` is set.
+        path: of the socket.
         handlers: what it serves.
+        make_parent: make the socket's directory, and the one above it, and remove the first in the end.
     """
 
     def __init__(
@@ -206,7 +207,8 @@ class CsiSocket:
         server.add_generic_rpc_handlers(self._handlers)
         try:
             if self._make_parent:
-                self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+                for directory in (self.path.parents[1], self.path.parent):
+                    directory.mkdir(mode=0o750, exist_ok=True)
             server.add_insecure_port(f"unix:{temporary}")
             await server.start()
             temporary.chmod(0o600)

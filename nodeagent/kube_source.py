@@ -68,6 +68,8 @@ class KubeSource:
         self._debounce = settings.debounce.total_seconds()
         self._world = KubeWorld(settings.mesh.config(), cluster_domain=kube.cluster_domain)
         self._watches: KubeWatches | None = None
+        self._api: KubeApi | None = None
+        self._stopped = False
         self._cluster_changed = asyncio.Event()
         self._volumes_changed = asyncio.Event()
         state = VolumeState(kube.state_dir, boot_id=boot_id or read_boot_id())
@@ -92,7 +94,6 @@ class KubeSource:
             MeshError: the state directory or the kubelet's directory cannot be used.
         """
         loop = asyncio.get_running_loop()
-        client: KubeApi | None = None
         try:
             self.volumes.restore()
             self._apply(apply)
@@ -102,12 +103,12 @@ class KubeSource:
             await self._registration_socket.start()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow(apply), name="states")
-                client = await self._start_watches(loop)
+                await self._start_watches(loop)
         finally:
+            self._stopped = True
             if self._watches is not None:
                 self._watches.stop()
-            if isinstance(client, KubeClient):
-                client.close()
+            self._close_client()
             await self._registration_socket.stop()
             await self._driver_socket.stop()
 
@@ -122,11 +123,11 @@ class KubeSource:
                 name = f"{held.volume.namespace}/{held.volume.pod}"
                 _log.error("a known volume is not served", workload=name, error=error)
 
-    async def _start_watches(self, loop: asyncio.AbstractEventLoop) -> KubeApi:
+    async def _start_watches(self, loop: asyncio.AbstractEventLoop) -> None:
         attempt = 0
         while True:
             try:
-                api, watches = await asyncio.to_thread(self._open_watches, loop)
+                self._watches = await asyncio.to_thread(self._open_watches, loop)
             except MeshError as error:
                 if error.category is Category.FAILED_PRECONDITION and attempt == 0:
                     _log.error("the cluster cannot be watched", error=error)
@@ -134,23 +135,32 @@ class KubeSource:
                 await asyncio.sleep(CONNECT_AGAIN[min(attempt, len(CONNECT_AGAIN) - 1)])
                 attempt += 1
                 continue
-            self._watches = watches
-            watches.start()
+            self._watches.start()
             self._cluster_changed.set()
-            return api
+            return
 
-    def _open_watches(self, loop: asyncio.AbstractEventLoop) -> tuple[KubeApi, KubeWatches]:
-        api = self._connect()
+    def _open_watches(self, loop: asyncio.AbstractEventLoop) -> KubeWatches:
+        """Runs on a thread, and to its end even when the agent stops meanwhile."""
         kube = self._settings.kubernetes
-        watches = KubeWatches(
-            api,
-            discover(api),
+        if self._api is None:
+            self._api = self._connect()
+        try:
+            capabilities = discover(self._api)
+        finally:
+            if self._stopped:
+                self._close_client()
+        return KubeWatches(
+            self._api,
+            capabilities,
             node=kube.node_name,
             namespace=kube.namespace,
             changed=lambda: _post(loop, self._cluster_changed),
             metrics=self._metrics,
         )
-        return api, watches
+
+    def _close_client(self) -> None:
+        if isinstance(self._api, KubeClient):
+            self._api.close()
 
     def _client(self) -> KubeApi:
         return KubeClient(
