@@ -181,7 +181,7 @@ class SelectionConfig:
     never: tuple[dict, ...] = setting(  # type: ignore[type-arg] # settings know plain types only
         "Label selectors; a match is a no, unless the pod says yes.", default=()
     )
-    always: tuple[dict, ...] = setting(  # type: ignore[type-arg]
+    always: tuple[dict, ...] = setting(  # type: ignore[type-arg] # settings know plain types only
         "Label selectors; a match is a yes for pods that say nothing.", default=()
     )
     excluded_namespaces: tuple[str, ...] = setting(
@@ -198,7 +198,7 @@ class InjectionConfig:
     proxy_image: str = setting("Image of istio-proxy and istio-init.", default="gatehouse/proxy:0.1.0")
     image_pull_policy: str = setting("Empty: what the API server chooses.", default="")
     image_pull_secrets: tuple[str, ...] = setting("Names of Secrets added to each pod.", default=())
-    defaults: dict = setting(  # type: ignore[type-arg]
+    defaults: dict = setting(  # type: ignore[type-arg] # settings know plain types only
         "Annotation key to value: defaults of every option that a pod can set.", default_factory=dict
     )
     selection: SelectionConfig = setting("Who is injected.", default_factory=SelectionConfig)

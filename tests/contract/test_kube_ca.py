@@ -175,7 +175,7 @@ def test_real_tokens_of_real_pods(api: KubeClient, namespace: str, tmp_path: Pat
         path = f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}"
         known = len(ca.runtime.cluster.pods)  # type: ignore[union-attr]  # on a cluster
         api.delete(path, gracePeriodSeconds="0")
-        until(lambda: len(ca.runtime.cluster.pods) < known or _gone(api, path), "deleted", 30)  # type: ignore[union-attr]
+        until(lambda: len(ca.runtime.cluster.pods) < known or _gone(api, path), "deleted", 30)
         end = time.monotonic() + 10
         while ca.client().create([token], ca.csr()).ok:  # F-45: until our watch has seen it
             assert time.monotonic() < end
@@ -200,7 +200,7 @@ def test_roots_are_in_every_namespace_and_go_with_their_owner(
         assert api.get(f"{maps}/{name}")["data"]["root-cert.pem"].encode() == ca.roots
         until(lambda: not _gone(api, f"/api/v1/namespaces/kube-system/configmaps/{name}"), "kube-system", 30)
         assert _gone(api, f"/api/v1/namespaces/kube-public/configmaps/{name}")
-        time_left = ca.runtime.cluster._distributor  # type: ignore[union-attr]
+        time_left = ca.runtime.cluster._distributor
         assert time_left is not None
         api.delete(f"{maps}/{name}")
         until(lambda: not _gone(api, f"{maps}/{name}"), "repaired", 30)

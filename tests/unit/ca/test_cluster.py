@@ -108,12 +108,12 @@ def test_goes_on_while_the_api_server_is_away(kube: FakeKube, tmp_path: Path) ->
         until(lambda: _ready(ca.runtime), "ready")
         kube.stop()
         until(lambda: "no answer" in ca.runtime.health.ready().text(), "noticed")
-        until(lambda: ca.runtime.cluster.pods_state()[1] is not None, "watch too")  # type: ignore[union-attr]
+        until(lambda: ca.runtime.cluster.pods_state()[1] is not None, "watch too")
         assert ca.client().create([ca.token()], ca.csr()).ok
         late = ca.client().create([ca.token(pod="new", uid=UIDS + "2")], ca.csr())
         assert late.code is grpc.StatusCode.UNAVAILABLE
         # A key that came during the outage; the last look at the keys is more than a moment ago.
-        ca.runtime.jwks._asked = -100.0  # type: ignore[union-attr]
+        ca.runtime.jwks._asked = -100.0
         unknown = ca_tokens.token(ca.runtime.clock.now(), key_id="k9", iss=ISSUER)
         held = ca.client().create([("authorization", f"Bearer {unknown}")], ca.csr())
         assert held.code is grpc.StatusCode.UNAVAILABLE
@@ -129,7 +129,7 @@ def test_not_ready_before_the_pods_are_known(kube: FakeKube, tmp_path: Path) -> 
     kube.add(pod())
     kube.fail(403, times=1000, path="/api/v1/pods")
     with cluster_ca(kube, tmp_path) as ca:
-        until(lambda: ca.runtime.cluster.pods_state()[1] is not None, "failed")  # type: ignore[union-attr]
+        until(lambda: ca.runtime.cluster.pods_state()[1] is not None, "failed")
         assert not _ready(ca.runtime)
         assert "pods of the cluster were not listed" in ca.runtime.health.ready().text()
         answer = ca.client().create([ca.token()], ca.csr())
@@ -177,7 +177,7 @@ def test_roots_are_published_by_the_leader(kube: FakeKube, tmp_path: Path) -> No
         made = kube.find("ConfigMap", "istio-ca-root-cert", "default") or {}
         assert made["data"]["root-cert.pem"].encode() == ca.roots
         assert made["metadata"]["ownerReferences"][0]["uid"] == "u-1"
-        until(lambda: not ca.runtime.cluster.publish_problem(), "good")  # type: ignore[union-attr]
+        until(lambda: not ca.runtime.cluster.publish_problem(), "good")
         ca.runtime.refresh_gauges()
     lease = kube.find("Lease", "gatehouse-ca", NAMESPACE)
     assert lease is not None

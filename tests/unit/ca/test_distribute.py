@@ -283,7 +283,7 @@ def test_runs_by_itself(kube: FakeKube, lab: Lab) -> None:
 
 
 def test_fault_of_ours_ends_no_thread(kube: FakeKube, lab: Lab) -> None:
-    lab.bundle = None  # type: ignore[assignment]
+    lab.bundle = None
     lab.watch()
     thread = lab.distributor.start()
     lab.bundle = ["ROOT1\n"]

@@ -123,11 +123,11 @@ def test_lost_answer_of_the_creation_is_looked_for(kube: FakeKube) -> None:
     def create(resource: Any, namespace: str, body: Any, **options: Any) -> Any:
         made = real(resource, namespace, body, **options)
         if resource.plural == "secrets":
-            kube.store.create = real  # type: ignore[method-assign]
+            kube.store.create = real
             kube._server.cut_all()
         return made
 
-    kube.store.create = create  # type: ignore[method-assign]
+    kube.store.create = create
     store = _open(kube)
     files = _secret(kube)["data"]["root-cert.pem"]
     root = x509.load_pem_x509_certificate(base64.b64decode(files))

@@ -23,7 +23,7 @@ class Permissive(Fetcher):
     """Takes loopback for a public address: the issuers of these tests live there."""
 
     def _allowed(self, address: object) -> bool:
-        return str(address) == "127.0.0.1" or Fetcher._allowed(self, address)  # type: ignore[arg-type]
+        return str(address) == "127.0.0.1" or Fetcher._allowed(self, address)
 
 
 def loopback(host: str, port: int) -> Sequence[str]:
@@ -39,7 +39,7 @@ def issuer(tmp_path: Path) -> Iterator[Issuer]:
 def fetcher(issuer: Issuer, **changes: object) -> Fetcher:
     context = ssl.create_default_context(cadata=issuer.root.pem)
     options: dict[str, object] = {"context": context, "resolve": loopback, "total_seconds": 5.0} | changes
-    return Permissive(**options)  # type: ignore[arg-type]
+    return Permissive(**options)
 
 
 def url(issuer: Issuer, path: str = "/jwks", host: str = "idp.example") -> str:
@@ -195,7 +195,7 @@ def test_a_resolver_that_fails_is_told(issuer: Issuer) -> None:
     ],
 )
 def test_bad_answers_are_refused_without_being_shown(issuer: Issuer, reply: object, code: FetchCode) -> None:
-    issuer.pages["/jwks"] = reply  # type: ignore[assignment]
+    issuer.pages["/jwks"] = reply
     error = refusal(issuer, url(issuer))
     assert error.code in {code, FetchCode.TLS} if code is FetchCode.CONNECT else error.code is code
     assert "secret" not in error.public + error.private
