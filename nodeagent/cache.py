@@ -7,7 +7,7 @@ cheap: it swaps one object and wakes the waiters, who take the newest snapshot w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from mesh.envoy.resources import SECRET, TYPE_URLS, ResourceSet
@@ -22,11 +22,16 @@ class CacheClosed(Exception):  # noqa: N818 - not a failure: the end of what was
 
 
 class Watch:
-    """A group of waiters that ends on its own, such as all streams of one socket."""
+    """A group of waiters that ends on its own, such as all streams of one socket.
+
+    Who waits only now and then awaits `changed`. Who listens all the time attaches a function: that
+    costs no task and no future for as long as nothing happens.
+    """
 
     def __init__(self, cache: WorkloadCache) -> None:
         self._cache = cache
         self._waiters: set[asyncio.Future[None]] = set()
+        self._listeners: set[Callable[[], None]] = set()
         self.closed = False
 
     @property
@@ -52,11 +57,21 @@ class Watch:
             finally:
                 self._waiters.discard(waiter)
 
+    def attach(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called after each publication, and when the watch is closed."""
+        self._listeners.add(listener)
+
+    def detach(self, listener: Callable[[], None]) -> None:
+        """Stop calling it. Safe to call again."""
+        self._listeners.discard(listener)
+
     def wake(self) -> None:
         """Let the waiters look again."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
+        for listener in tuple(self._listeners):
+            listener()
 
     def close(self) -> None:
         """End all waiting, now and later. Safe to call again."""

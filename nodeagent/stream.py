@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -171,46 +171,81 @@ async def run_discovery(
     cannot make us queue. Snapshots that pass while a write waits are skipped; the newest counts.
     """
     async with streams.call(service.value, context):
+        await _Discovery(streams.watch, context, session).run()
+
+
+class _Discovery:
+    """One discovery stream.
+
+    Requests are read by the call's own task. Snapshots are pushed by another, which lives only while
+    there is something to push: a node has a hundred streams that are silent nearly all of the time.
+    """
+
+    __slots__ = ("_context", "_failure", "_pusher", "_reader", "_session", "_turn", "_watch")
+
+    def __init__(self, watch: Watch, context: Context, session: SotwSession | DeltaSession) -> None:
+        self._watch = watch
+        self._context = context
+        self._session = session
+        self._turn = asyncio.Lock()  # one writer, and responses leave in the order of their nonces
+        self._reader: asyncio.Task[Any] | None = None
+        self._pusher: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+
+    async def run(self) -> None:
+        """Until the client leaves.
+
+        Raises:
+            CacheClosed: the socket stops.
+            MeshError: the client's request is refused.
+            ClientGoneError: the client left during a write.
+        """
+        if self._watch.closed:
+            raise CacheClosed
+        self._reader = asyncio.current_task()
+        self._watch.attach(self._wake)
         try:
-            await _both(streams, context, session)
-        except ExceptionGroup as group:
-            raise _first(group) from group
+            self._wake()  # what was published since the session was made must not be missed
+            await self._read()
+        except asyncio.CancelledError:
+            # Either the client left, or the pusher has failed.
+            if self._failure is None or (self._reader is not None and self._reader.uncancel()):
+                raise
+            raise self._failure from None
+        finally:
+            self._watch.detach(self._wake)
+            if self._pusher is not None:
+                self._pusher.cancel()
 
+    async def _read(self) -> None:
+        on_request: Callable[[Any], list[Response]] = self._session.on_request
+        while (request := await self._context.read()) is not grpc.aio.EOF:
+            async with self._turn:
+                for response in on_request(request):
+                    await send(self._context, response.encode())
 
-async def _both(streams: Streams, context: Context, session: SotwSession | DeltaSession) -> None:
-    turn = asyncio.Lock()
+    def _wake(self) -> None:
+        if self._watch.closed:
+            self._fail(CacheClosed())
+        elif self._pusher is None and self._behind():
+            self._pusher = asyncio.get_running_loop().create_task(self._push())
 
-    async def write(answer: Callable[[], list[Response]]) -> None:
-        async with turn:  # one writer, and responses leave in the order of their nonces
-            for response in answer():
-                await send(context, response.encode())
+    def _behind(self) -> bool:
+        return self._watch.snapshot.revision > self._session.revision
 
-    async def push() -> None:
-        while True:
-            # The session's own revision: what was published since it was made must not be missed.
-            await streams.watch.changed(session.revision)
-            await write(lambda: session.on_snapshot(streams.watch.snapshot))
+    async def _push(self) -> None:
+        try:
+            while self._behind():
+                async with self._turn:
+                    for response in self._session.on_snapshot(self._watch.snapshot):
+                        await send(self._context, response.encode())
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the stream by the reader's way
+            self._fail(error)
+        finally:
+            self._pusher = None
 
-    async with asyncio.TaskGroup() as tasks:
-        pusher = tasks.create_task(push())
-        await _read(context, session, write)
-        pusher.cancel()
-
-
-async def _read(
-    context: Context,
-    session: SotwSession | DeltaSession,
-    write: Callable[[Callable[[], list[Response]]], Awaitable[None]],
-) -> None:
-    on_request: Callable[[Any], list[Response]] = session.on_request
-    while (request := await context.read()) is not grpc.aio.EOF:
-        await write(lambda request=request: on_request(request))  # type: ignore[misc]  # bound at once
-
-
-def _first(group: ExceptionGroup[Exception]) -> Exception:
-    """What ended the stream: the first refusal if there is one, else the first failure."""
-    refusals = group.subgroup(MeshError)
-    found: Exception = refusals if refusals is not None else group
-    while isinstance(found, ExceptionGroup):
-        found = found.exceptions[0]
-    return found
+    def _fail(self, error: Exception) -> None:
+        """End the stream with that error."""
+        if self._failure is None and self._reader is not None:
+            self._failure = error
+            self._reader.cancel()
