@@ -182,3 +182,35 @@ def test_a_forged_status_does_not_keep_the_sidecar_away() -> None:
     genuine = injected(a_pod())["metadata"]["annotations"][S + "status"]
     after = injected(a_pod(annotations={S + "status": genuine}))
     assert "istio-proxy" in names(after, "initContainers")
+
+
+def test_a_declaration_whose_place_is_unknown_comes_back_first() -> None:
+    mine = {"name": "istio-proxy", "image": "auto", "resources": {"requests": {"cpu": "7m"}}}
+    after = injected(a_pod(container(), mine))
+    text = status(after)
+    del text["declared"]
+    after["metadata"]["annotations"][S + "status"] = json.dumps(text)
+    assert names(uninject(after)) == ["istio-proxy", "web"]
+
+
+def test_what_was_never_injected_is_returned_as_it_is() -> None:
+    pod = a_pod()
+    assert uninject(pod) == pod
+
+
+def test_volumes_that_are_not_wanted_any_more_go() -> None:
+    volume = {
+        S + "userVolume": '{"extra":{"emptyDir":{}}}',
+        S + "userVolumeMount": '{"extra":{"mountPath":"/x"}}',
+    }
+    after = injected(a_pod(annotations=volume))
+    for key in volume:
+        del after["metadata"]["annotations"][key]
+    again = apply_patch(after, injecting(after).patch)
+    assert [v["name"] for v in again["spec"]["volumes"]] == ["gatehouse"]
+
+
+def test_a_target_of_prometheus_that_others_set_since_stays() -> None:
+    after = injected(a_pod(annotations={"prometheus.io/scrape": "true", "prometheus.io/port": "1"}))
+    after["metadata"]["annotations"]["prometheus.io/port"] = "9100"
+    assert uninject(after)["metadata"]["annotations"]["prometheus.io/port"] == "9100"
