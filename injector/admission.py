@@ -14,6 +14,7 @@ from typing import Protocol
 from injector import review
 from injector.core.decision import Reason
 from injector.core.inject import Result, inject
+from injector.core.podjson import PodError
 from injector.core.settings import Cluster, InjectorSettings
 from injector.events import EventSink
 from injector.metrics import WebhookMetrics
@@ -74,9 +75,7 @@ class Admission:
             self.metrics.dry_runs.inc()
         answer = review.settle(found)
         if answer is None:
-            result = self._decide(found)
-            answer = review.answer(found, result)
-            self.events.tell(found.pod, found.namespace, result.decision, dry_run=found.dry_run)
+            answer = self._answer(found)
             _report(found, answer)
         self._count(answer, started)
         return answer
@@ -92,6 +91,14 @@ class Admission:
         self.metrics.duration.observe(time.monotonic() - started)
         if answer.patch_bytes:
             self.metrics.patch.observe(answer.patch_bytes)
+
+    def _answer(self, found: Review) -> Answer:
+        try:
+            result = self._decide(found)
+        except PodError as error:
+            return review.bad_pod(found, error.public)
+        self.events.tell(found.pod, found.namespace, result.decision, dry_run=found.dry_run)
+        return review.answer(found, result)
 
     def _decide(self, found: Review) -> Result:
         namespace, cached = self.namespaces.get(found.namespace), True
@@ -134,7 +141,8 @@ class Admission:
 
 
 def _report(found: Review, answer: Answer) -> None:
-    meta = found.pod.get("metadata") or {}
+    meta = found.pod.get("metadata")
+    meta = meta if isinstance(meta, dict) else {}
     _log.info(
         "admission",
         uid=found.uid,

@@ -86,7 +86,8 @@ class Review:
         namespace: of the request; the pod's own is empty when a controller creates it.
         pod: raw JSON; empty when `settled` or `fault` says that it is not to be looked at.
         settled: the decision about a request that is not the creation of a pod.
-        fault: what is wrong with the pod's own shape, empty when nothing is.
+        fault: why there is no pod to look at, empty when there is one. What is wrong with the shape of
+            one is found by `injector.core.podjson`.
     """
 
     uid: str
@@ -171,47 +172,10 @@ def _review(uid: str, request: Mapping[str, Any]) -> Review:
     if settled is not None:
         return Review(uid=uid, namespace=namespace, dry_run=dry_run, pod={}, settled=settled)
     pod: Any = request.get("object")
-    fault = pod_fault(pod)
+    fault = "" if isinstance(pod, dict) else "object: expected a pod"
     if not namespace and not fault:
         fault = "request.namespace is empty: a pod lives in a namespace"
     return Review(uid=uid, namespace=namespace, dry_run=dry_run, pod={} if fault else pod, fault=fault)
-
-
-def pod_fault(pod: object) -> str:
-    """What in the shape of a pod no typed decoder would accept; empty when nothing is.
-
-    The API server decodes pods before it calls us: nothing of this comes from there. It is looked at
-    because the core takes these shapes for granted.
-    """
-    if not isinstance(pod, dict):
-        return "object is not a pod: expected an object"
-    meta, spec = pod.get("metadata") or {}, pod.get("spec")
-    if not isinstance(meta, dict) or not isinstance(spec, dict):
-        return "object.metadata or object.spec is missing or not an object"
-    for name in ("labels", "annotations"):
-        if not _is_text_map(meta.get(name)):
-            return f"object.metadata.{name} is not a map of texts"
-    if not _is_object_list(meta.get("ownerReferences")):
-        return "object.metadata.ownerReferences is not a list of objects"
-    return _spec_fault(spec)
-
-
-def _spec_fault(spec: Mapping[str, Any]) -> str:
-    for name in ("containers", "initContainers", "volumes"):
-        items = spec.get(name)
-        if not _is_object_list(items):
-            return f"object.spec.{name} is not a list of objects"
-        if not all(isinstance(item.get("name"), str) for item in items or ()):
-            return f"object.spec.{name}: an item has no name"
-    return "" if spec.get("containers") else "object.spec.containers is empty"
-
-
-def _is_text_map(value: object) -> bool:
-    return value is None or (isinstance(value, dict) and all(isinstance(v, str) for v in value.values()))
-
-
-def _is_object_list(value: object) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(item, dict) for item in value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,15 +222,20 @@ def answer(review: Review, result: Result) -> Answer:
 def settle(review: Review) -> Answer | None:
     """The response about a request that needs no decision: another kind, or no pod. Else None."""
     if review.fault:
-        message = f"not a pod: {review.fault}"
-        status = {"code": 400, "reason": "BadRequest", "message": message}
-        audit = {"reason": str(ReviewCode.BAD_POD), "message": message}
-        response = {"uid": review.uid, "allowed": False, "status": status, "auditAnnotations": audit}
-        return Answer(body=_envelope(response), outcome="denied", reason=str(ReviewCode.BAD_POD))
+        return bad_pod(review, review.fault)
     if review.settled is None:
         return None
     found = answer(review, Result(decision=review.settled, audit={"reason": str(review.settled.reason)}))
     return Answer(body=found.body, outcome="allowed", reason=found.reason)
+
+
+def bad_pod(review: Review, fault: str) -> Answer:
+    """The denial of something that is no pod. API servers decode pods before they call: none of theirs."""
+    message = _printable(f"not a pod: {fault}")[:MAX_AUDIT]
+    status = {"code": 400, "reason": "BadRequest", "message": message}
+    audit = {"reason": str(ReviewCode.BAD_POD), "message": message}
+    response = {"uid": review.uid, "allowed": False, "status": status, "auditAnnotations": audit}
+    return Answer(body=_envelope(response), outcome="denied", reason=str(ReviewCode.BAD_POD))
 
 
 def _envelope(response: Mapping[str, Any]) -> bytes:

@@ -115,18 +115,8 @@ def test_other_requests_are_allowed_without_a_patch(changes: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("pod", "text"),
     [
-        pytest.param(None, "expected an object", id="null"),
-        pytest.param("pod", "expected an object", id="text"),
-        pytest.param({"spec": []}, "spec", id="list-spec"),
-        pytest.param({"metadata": 1, "spec": {}}, "metadata", id="number-metadata"),
-        pytest.param({"metadata": {"labels": {"a": 1}}, "spec": {}}, "labels", id="number-label"),
-        pytest.param({"metadata": {"annotations": []}, "spec": {}}, "annotations", id="list-annotations"),
-        pytest.param({"metadata": {"ownerReferences": {}}, "spec": {}}, "ownerReferences", id="owners"),
-        pytest.param({"spec": {"containers": {}}}, "containers", id="object-containers"),
-        pytest.param({"spec": {"containers": [None]}}, "containers", id="null-container"),
-        pytest.param({"spec": {"containers": [{}]}}, "no name", id="nameless-container"),
-        pytest.param({"spec": {"containers": []}}, "is empty", id="no-containers"),
-        pytest.param({"spec": {"containers": [{"name": "a"}], "volumes": "x"}}, "volumes", id="text-volumes"),
+        pytest.param(None, "expected a pod", id="null"),
+        pytest.param("pod", "expected a pod", id="text"),
     ],
 )
 def test_a_bad_pod_is_denied_with_400(pod: Any, text: str) -> None:
