@@ -72,20 +72,22 @@ def test_five_processes_at_once_have_one_root(namespace: str) -> None:
         )
         for _ in range(5)
     ]
-    found: list[str] = []
-    for starter in starters:
-        assert starter.stdout is not None
-        assert starter.stdout.readline() == "ready\n"
-    for starter in starters:
-        assert starter.stdin is not None
-        starter.stdin.write("go\n")
-        starter.stdin.flush()
-    for starter in starters:
-        out, _ = starter.communicate(timeout=60)
-        assert starter.returncode == 0
-        found.append(out.strip())
+    try:
+        for starter in starters:
+            assert starter.stdout is not None
+            assert starter.stdout.readline() == "ready\n"
+        for starter in starters:
+            assert starter.stdin is not None
+            starter.stdin.write("go\n")
+            starter.stdin.flush()
+        found = [starter.communicate(timeout=50)[0].strip() for starter in starters]
+    finally:
+        for starter in starters:
+            with starter:  # closes the pipes and waits
+                starter.kill()
     assert len(found) == 5
     assert len(set(found)) == 1
+    assert len(found[0]) == 64
 
 
 @contextmanager
