@@ -1,0 +1,119 @@
+"""The chart's objects as a real API server sees them; what a render alone cannot tell."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.cluster.kubectl import Kubectl
+from tests.cluster.mesh import Mesh
+from tests.cluster.run import ClusterError
+from tests.cluster.under_test import ClusterUnderTest
+from tests.fakes.helm import render
+
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
+
+EVERYTHING: dict[str, Any] = {
+    "metrics": {"tls": True},
+    "ca": {"tokenReview": True, "existingSecret": "cacerts"},
+    "networkPolicy": {"egress": {"enabled": True}},
+    "injector": {"config": {"injection": {"selection": {"pods_override_disabled": True}}}},
+}
+
+
+def _version(kube: ClusterUnderTest) -> str:
+    found: str = json.loads(kube.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
+    return found.removeprefix("v")
+
+
+@pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["defaults", "everything"])
+def test_the_server_accepts_every_object(
+    kube: ClusterUnderTest, namespace: Kubectl, values: dict[str, Any]
+) -> None:
+    chart = render(values=values, namespace=namespace.namespace, kube=_version(kube))
+    said = namespace("apply", "--dry-run=server", "-f", "-", stdin=chart.text).splitlines()
+    assert len([line for line in said if line.endswith("(server dry run)")]) == len(chart.objects)
+
+
+def _policy(kind: str, spec: dict[str, Any], version: str = "v1") -> dict[str, Any]:
+    return {
+        "apiVersion": f"security.istio.io/{version}",
+        "kind": kind,
+        "metadata": {"name": "probe"},
+        "spec": spec,
+    }
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta1"])
+@pytest.mark.usefixtures("mesh")
+def test_policy_kinds_are_served_and_keep_unknown_fields(namespace: Kubectl, version: str) -> None:
+    """A dropped `method` (for `methods`) would let every method in; the agent must see it to refuse it."""
+    rules = [{"to": [{"operation": {"method": ["GET"]}}]}]
+    document = json.dumps(_policy("AuthorizationPolicy", {"rules": rules}, version))
+    namespace("apply", "--validate=false", "-f", "-", stdin=document)
+    for served in ("v1", "v1beta1"):
+        found = namespace.get(f"authorizationpolicies.{served}.security.istio.io", "probe")
+        assert found["spec"]["rules"] == rules
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "message"),
+    [
+        ("AuthorizationPolicy", {"action": "CUSTOM"}, "spec.action: Unsupported value"),
+        ("AuthorizationPolicy", {"rules": {}}, "spec.rules: Invalid value"),
+        ("PeerAuthentication", {"mtls": {"mode": "strict"}}, "spec.mtls.mode: Unsupported value"),
+        ("RequestAuthentication", {"jwtRules": [{"issuer": 1}]}, "spec.jwtRules.*issuer: Invalid value"),
+    ],
+    ids=["custom", "rules", "mode", "issuer"],
+)
+@pytest.mark.usefixtures("mesh")
+def test_the_server_refuses_what_cannot_be_meant(
+    namespace: Kubectl, kind: str, spec: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ClusterError) as refused:
+        namespace("apply", "--validate=false", "-f", "-", stdin=json.dumps(_policy(kind, spec)))
+    assert re.search(message, str(refused.value))
+
+
+def _allowed(mesh: Mesh, process: str, verb: str, *what: str) -> bool:
+    account = f"system:serviceaccount:{mesh.kubectl.namespace}:gatehouse-{process}"
+    try:
+        return mesh.kube.kubectl("auth", "can-i", verb, *what, f"--as={account}").strip() == "yes"
+    except ClusterError:  # kubectl says no by its exit code, too
+        return False
+
+
+ALLOWED = [
+    ("ca", "get", "secrets/gatehouse-ca", "-n", "istio-system"),
+    ("ca", "patch", "configmaps/istio-ca-root-cert", "-n", "default"),
+    ("injector", "create", "events", "-n", "default"),
+    ("upkeep", "patch", "mutatingwebhookconfigurations/gatehouse-sidecar-injector"),
+    ("nodeagent", "list", "pods", "--all-namespaces"),
+]
+FORBIDDEN = [
+    ("ca", "list", "secrets", "-n", "istio-system"),
+    ("ca", "get", "secrets/other", "-n", "istio-system"),
+    ("ca", "patch", "configmaps/other", "-n", "default"),
+    ("ca", "create", "pods", "-n", "default"),
+    ("injector", "patch", "mutatingwebhookconfigurations/gatehouse-sidecar-injector"),
+    ("injector", "get", "secrets/gatehouse-ca", "-n", "istio-system"),
+    ("injector", "patch", "pods", "-n", "default"),
+    ("upkeep", "patch", "mutatingwebhookconfigurations/other"),
+    ("upkeep", "get", "secrets/gatehouse-ca", "-n", "istio-system"),
+    ("nodeagent", "get", "secrets/gatehouse-ca", "-n", "istio-system"),
+    ("nodeagent", "create", "serviceaccounts/token", "-n", "default"),
+    ("nodeagent", "patch", "pods", "-n", "default"),
+]
+
+
+@pytest.mark.parametrize("question", ALLOWED, ids=" ".join)
+def test_processes_may_do_their_work(mesh: Mesh, question: tuple[str, ...]) -> None:
+    assert _allowed(mesh, question[0], *question[1:])
+
+
+@pytest.mark.parametrize("question", FORBIDDEN, ids=" ".join)
+def test_processes_may_do_nothing_else(mesh: Mesh, question: tuple[str, ...]) -> None:
+    assert not _allowed(mesh, question[0], *question[1:])
