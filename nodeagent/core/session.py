@@ -32,6 +32,7 @@ from nodeagent.core import names
 from nodeagent.core.snapshot import WorkloadSnapshot
 from nodeagent.core.status import MAX_MESSAGE, StatusBook
 from nodeagent.core.subscriptions import (
+    NONE,
     ONE_BY_ONE,
     SEND_ORDER,
     WILDCARD,
@@ -105,8 +106,8 @@ class Session:
         self._events = events
         self._limits = limits
         self._subscriptions: dict[str, Subscription] = {}
-        self._unknown_types: set[str] = set()
-        self._resend: set[str] = set()
+        self._unknown_types = NONE
+        self._resend = NONE
         self.node_id = ""
         """Who the first request said that it is (S-01); a label for logs, never an identity."""
 
@@ -152,7 +153,7 @@ class Session:
                 raise too_many(
                     SessionCode.TOO_MANY_TYPES, "type_url: too many types that are not served here"
                 )
-            self._unknown_types.add(type_url)
+            self._unknown_types |= {type_url}
             self._events.on_unknown(self._workload, type_url[: self._limits.name_bytes], "")
 
     def _answer(self, sub: Subscription, nonce: str, error: str | None) -> None:
@@ -176,7 +177,7 @@ class Session:
                 # What stood in the same response and was not named is in force (prototype 5).
                 self._status.accept(sub.type_url, name, version)
             elif sub.sent.get(name) == version and name not in sub.alone:
-                sub.refused.add(name)
+                sub.refused |= {name}
             if name in guilty and name not in sub.alone:
                 self._status.refuse(sub.type_url, name, version, error)
         self._events.on_nack(self._workload, sub.type_url, tuple(sorted(guilty)), error[:MAX_MESSAGE])
@@ -189,7 +190,7 @@ class Session:
             for name in suspects:
                 if sub.sent.get(name) == by_name[name]:
                     # Not a loop (S-16): alone it is refused for good, or accepted.
-                    sub.alone.add(name)
+                    sub.alone |= {name}
                     sub.sent.pop(name)
         return suspects
 
@@ -231,10 +232,10 @@ class Session:
                 continue
             meaning = names.judge_secret(self._snapshot, name)
             if meaning is names.SecretName.FOREIGN:
-                sub.reported.add(name)
+                sub.reported |= {name}
                 self._events.on_unauthorised(self._workload, SECRET, name)
             elif meaning is names.SecretName.UNKNOWN:
-                sub.reported.add(name)
+                sub.reported |= {name}
                 self._events.on_unknown(self._workload, SECRET, name)
 
     def _next(self, sub: Subscription) -> Response | None:
@@ -268,8 +269,8 @@ class Session:
             sending = {n: desired[n] for n in changed}
         for name in gone:
             sub.forget(name)
-            if sub.type_url == CLUSTER:
-                self._awaiting_endpoints().discard(name)
+        if sub.type_url == CLUSTER:
+            self._await_endpoints(self._awaiting_endpoints().difference(gone))
         nonce = self._new_nonce()
         sub.sending(nonce, tuple((n, r.version) for n, r in sending.items()))
         if sub.type_url == CLUSTER:
@@ -287,12 +288,19 @@ class Session:
         """A changed cluster warms until its endpoints come again, in both forms (P4)."""
         config = self._snapshot.config
         endpoints = config.of_type(ENDPOINT) if config is not None else {}
-        self._awaiting_endpoints().update(n for n in changed if n in endpoints)
+        self._await_endpoints(self._awaiting_endpoints().union(n for n in changed if n in endpoints))
 
-    def _awaiting_endpoints(self) -> set[str]:
+    def _awaiting_endpoints(self) -> frozenset[str]:
         """Clusters that were sent and whose endpoints were not sent since."""
         sub = self._subscriptions.get(ENDPOINT)
         return self._resend if sub is None else sub.resend
+
+    def _await_endpoints(self, clusters: frozenset[str]) -> None:
+        sub = self._subscriptions.get(ENDPOINT)
+        if sub is None:
+            self._resend = clusters
+        else:
+            sub.resend = clusters
 
     def _referrers_settled(self) -> bool:
         """True when nothing that the client holds, or is about to accept, needs a removed cluster."""
@@ -310,7 +318,7 @@ class Session:
     def _begin(self, sub: Subscription) -> None:
         if sub.type_url == ENDPOINT:
             sub.resend |= self._resend
-            self._resend = set()
+            self._resend = NONE
 
 
 class SotwSession(Session):
