@@ -118,7 +118,7 @@ def ask_directly(url: str, timeout: float) -> object:
     except (OSError, http.client.HTTPException) as error:
         raise CtlError(
             CtlCode.AGENT,
-            f"no agent answers at {url} ({error}); next: is it running? `listen` of its configuration says where",
+            f"no agent answers at {url} ({error}); next: is it running? where does its `listen` point?",
             category=Category.UNAVAILABLE,
         ) from error
     finally:

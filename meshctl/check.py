@@ -105,4 +105,7 @@ def _show_row(screen: Screen, row: Row) -> None:
     if len(row.objects) > MAX_OBJECTS:
         screen.say(f"{'':10}- and {len(row.objects) - MAX_OBJECTS} more; all of them: -o json")
     if row.next and row.status is not Status.OK:
-        screen.say(wrapped(row.next, first=" " * 8 + "next: ", rest=" " * 14))
+        first = " " * 8 + "next: "
+        for step in row.next.split("; "):  # a command on a line of its own can be copied
+            screen.say(wrapped(step, first=first, rest=" " * 16))
+            first = " " * 14

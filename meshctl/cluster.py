@@ -231,6 +231,7 @@ def connect(options: argparse.Namespace) -> Cluster:
         user_agent="meshctl",
         timeout=dt.timedelta(seconds=options.timeout),
     )
+    options.at_exit.callback(api.close)
     namespace = getattr(options, "namespace", "") or _context_namespace(options)
     return Cluster(api, namespace, options.mesh_namespace)
 

@@ -14,6 +14,7 @@ from injector.core import podjson, workloads
 from injector.core.decision import DEFAULT_REVISION, Outcome, Reason
 from injector.core.inject import Result, inject, uninject
 from injector.core.keys import ENABLED, NAMESPACE_LABEL, REVISION
+from injector.core.patch import apply_patch
 from injector.core.settings import Cluster as ClusterView
 from injector.core.settings import ClusterFeatures, InjectorSettings
 from injector.core.workloads import Template
@@ -21,7 +22,7 @@ from mesh.errors import Code, MeshError
 from meshctl.cluster import Cluster, connect, installation, load_config
 from meshctl.errors import CtlCode, CtlError, bad_argument
 from meshctl.exits import EXIT_OK, EXIT_PROBLEM
-from meshctl.stream import MAX_CHARACTERS, Chunk, changed_text, dump, split
+from meshctl.stream import MAX_CHARACTERS, Chunk, changed_text, dump, join, split
 from meshctl.terminal import Colour, Screen, counted, wrapped
 
 _MAX_DIFF_LINE: Final = 160  # the proxy's bootstrap is one line of 9 KB
@@ -247,7 +248,7 @@ def run_inject(options: argparse.Namespace, screen: Screen) -> int:
             changes=result.mutations,
             patch=result.patch,
         )
-        return (_patched(template.pod, result) if result.patch else template.pod), verdict
+        return (apply_patch(template.pod, result.patch) if result.patch else template.pod), verdict
 
     return _run(options, screen, chunks, change, "kubectl apply -f - (pipe this command into it)")
 
@@ -274,13 +275,6 @@ def run_uninject(options: argparse.Namespace, screen: Screen) -> int:
     return _run(options, screen, read_files(options.files), change, "")
 
 
-def _patched(pod: Mapping[str, Any], result: Result) -> Mapping[str, Any]:
-    import jsonpatch
-
-    found: Mapping[str, Any] = jsonpatch.apply_patch(pod, [dict(p) for p in result.patch])
-    return found
-
-
 Change = Callable[[Template, str], tuple[Mapping[str, Any], Verdict]]
 
 
@@ -289,6 +283,14 @@ class _Done:
     chunk: Chunk
     data: Any
     verdicts: tuple[Verdict, ...]
+
+    @property
+    def changed(self) -> bool:
+        return self.data is not self.chunk.data
+
+    @property
+    def text(self) -> str:
+        return changed_text(self.chunk, self.data) if self.changed else self.chunk.text
 
 
 def _run(
@@ -383,16 +385,17 @@ def _print(options: argparse.Namespace, screen: Screen, done: Sequence[_Done]) -
     if options.diff and options.output == "json":
         screen.say_json([verdict.to_json() for item in done for verdict in item.verdicts])
         return
-    for item in done:
-        changed = item.data is not item.chunk.data
-        if options.diff:
-            if changed:
+    if options.diff:
+        for item in done:
+            if item.changed:
                 _print_diff(screen, item)
-        elif options.output == "json":
+    elif options.output == "json":
+        for item in done:
             if item.data is not None:
                 screen.say_json(item.data)
-        else:
-            screen.out.write(changed_text(item.chunk, item.data) if changed else item.chunk.text)
+    else:
+        for text in join((item.chunk.source, item.text) for item in done):
+            screen.out.write(text)
 
 
 def _print_diff(screen: Screen, item: _Done) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 from typing import Final
@@ -32,7 +33,8 @@ def run(options: argparse.Namespace, screen: Screen | None = None) -> int:
     found = screen if screen is not None else Screen.of_process(sys.stdout, sys.stderr)
     try:
         module, name = _COMMANDS[options.command]
-        code: int = getattr(importlib.import_module(module), name)(options, found)
+        with contextlib.ExitStack() as options.at_exit:
+            code: int = getattr(importlib.import_module(module), name)(options, found)
     except MeshError as error:
         found.refuse(error.public, str(error.code))
         return _EXITS.get(error.category, EXIT_USAGE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ _MARK: Final = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 _COMMENTS: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\r?\n)*")
 # What some reader of YAML takes for a number or a truth value although PyYAML would not quote it:
 # `1e3`, `0o17`, `1_000`, `12:30`, `y`.
-_AMBIGUOUS: Final = re.compile(r"[-+.]?[0-9][-+.:_0-9a-fA-FxXoOeE]*|[yYnN]")
+_AMBIGUOUS: Final = re.compile(r"[-+]?\.?[0-9][-+.:_0-9a-fA-FxXoOeE]*|[yYnN]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,6 @@ def _chunk(part: str, source: str, line: int) -> Iterator[Chunk]:
     body = _body(part)
     first = line + part[: len(part) - len(body)].count("\n")
     yield Chunk(part, source, first if documents else line, documents[0].data if documents else None)
-    for more in documents[1:]:  # documents that end with `...` and no `---`
-        yield Chunk("", source, more.line + line - 1, more.data)
 
 
 def changed_text(chunk: Chunk, data: Any) -> str:
@@ -99,11 +97,27 @@ def changed_text(chunk: Chunk, data: Any) -> str:
     if chunk.json:
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     marker = _MARK.match(chunk.text)
-    head = "---\n" if marker or not chunk.text else ""
+    head = "---\n" if marker else ""
     rest = chunk.text[marker.end() :] if marker else chunk.text
     rest = rest.lstrip(" \t").removeprefix("\r").removeprefix("\n") if marker else rest
     comments = _COMMENTS.match(rest)
     return head + (comments[0] if comments else "") + dump(data)
+
+
+def join(texts: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """A stream of documents from several files: (source, text); marks between files are added.
+
+    Yields:
+        Pieces of the stream; documents of one file stand as they stood.
+    """
+    before, source = "", None
+    for name, text in texts:
+        if before and not before.endswith("\n"):
+            yield "\n"
+        if source not in {None, name} and not _MARK.match(text):
+            yield "---\n"
+        yield text
+        before, source = text, name
 
 
 def dump(data: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from mesh.kube.api import KubeCode, KubeError
-from meshctl.checks.rows import Check, Row, View, fail, ok, skip, warn
+from meshctl.checks.rows import Check, Row, View, fail, many, ok, skip, warn
 from meshctl.cluster import WEBHOOKS, full_name, labels_of, name_of
 from meshctl.webhooks import evaluate
 
@@ -106,7 +106,7 @@ def token_keys(view: View) -> Iterator[Row]:
         keys = {}
     count = len(keys.get("keys") or ()) if isinstance(keys, dict) else 0
     if count:
-        yield ok("token-keys", f"the cluster publishes {count} key{'s' * (count != 1)} of its tokens")
+        yield ok("token-keys", f"the cluster publishes {many(count, 'key')} of its tokens")
     else:
         yield fail(
             "token-keys",
@@ -153,7 +153,7 @@ def nodes(view: View) -> Iterator[Row]:
         names = [name_of(n) for n in items if n not in linux]
         yield warn(
             "nodes-os",
-            f"{len(names)} nodes do not run Linux; pods there never get a sidecar",
+            f"{many(len(names), 'node')} without Linux: pods there never get a sidecar",
             "nothing, if that is as it should be",
             names,
         )
@@ -163,10 +163,10 @@ def nodes(view: View) -> Iterator[Row]:
     unready = [name_of(n) for n in linux if not is_ready(n)]
     if unready:
         yield warn(
-            "nodes", f"{len(unready)} of {len(linux)} nodes are not ready", "kubectl get nodes", unready
+            "nodes", f"{len(unready)} of {many(len(linux), 'node')} not ready", "kubectl get nodes", unready
         )
     elif linux:
-        yield ok("nodes", f"{len(linux)} Linux node{'s' * (len(linux) != 1)}, all ready")
+        yield ok("nodes", f"{many(len(linux), 'Linux node')}, all ready")
     else:
         yield fail("nodes", "the cluster has no Linux node", "add one")
 
@@ -185,13 +185,13 @@ def node_clocks(view: View) -> Iterator[Row]:
     if ahead:
         yield warn(
             "node-clocks",
-            f"clocks of {len(ahead)} nodes are ahead of this machine's: young certificates may not be valid"
-            " yet elsewhere",
+            f"{many(len(ahead), 'clock')} ahead of this machine's: young certificates may not be valid yet"
+            " elsewhere",
             "run NTP on all nodes, and here",
             ahead,
         )
     elif seen:
-        yield ok("node-clocks", f"clocks of {seen} nodes agree with this machine's")
+        yield ok("node-clocks", f"clocks of {many(seen, 'node')} agree with this machine's")
     else:
         yield skip(
             "node-clocks", "no node has renewed its lease by this machine's clock", "compare clocks (NTP)"
@@ -268,9 +268,9 @@ def leftovers(view: View) -> Iterator[Row]:
         names = [full_name(item) for item in maps]
         yield warn(
             "leftovers",
-            f"{len(maps)} namespaces have root certificates of an earlier installation, or of another mesh;"
-            " the authority makes no second root beside them",
-            f"restore the old root, or: kubectl delete configmap -A --field-selector metadata.name={ROOTS}",
+            f"{many(len(maps), 'namespace')} with root certificates of an earlier installation, or of another"
+            " mesh: the authority makes no second root beside them",
+            f"restore the old root, or; kubectl delete configmap -A --field-selector metadata.name={ROOTS}",
             names,
         )
     else:

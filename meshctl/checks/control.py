@@ -13,7 +13,7 @@ from mesh.kube.api import KubeCode, KubeError
 from mesh.x509.certs import CertFields, read_certificate
 from mesh.x509.pem import decode_certificates
 from meshctl.checks.before import DRIVER, ROOTS, is_linux, is_ready
-from meshctl.checks.rows import Row, View, fail, ok, skip, warn
+from meshctl.checks.rows import Row, View, fail, many, ok, skip, warn
 from meshctl.cluster import PART_OF, labels_of, name_of, namespace_of
 from meshctl.sidecars import status_of
 
@@ -54,9 +54,16 @@ def deployments(view: View) -> Iterator[Row]:
             yield tell(
                 row,
                 f"{name_of(item)}: {ready} of {wanted} ready{why}",
-                f"kubectl -n {namespace} describe deployment {name_of(item)}; kubectl -n {namespace} logs"
-                f" deployment/{name_of(item)}",
+                f"kubectl -n {namespace} describe deployment {name_of(item)}"
+                f"; kubectl -n {namespace} logs deployment/{name_of(item)}",
             )
+
+
+def _logs(view: View, component: str) -> str:
+    """What shows the log of a process."""
+    found = view.installed
+    prefix = found.service.removesuffix("-injector") or "gatehouse"
+    return f"kubectl -n {found.namespace} logs deployment/{prefix}-{component}"
 
 
 def _trouble(view: View, namespace: str, component: str) -> str:
@@ -92,7 +99,7 @@ def roots(view: View) -> Iterator[Row]:
         yield fail(
             "roots",
             f"ConfigMap {namespace}/{ROOTS} is missing or empty: nobody can verify the authority",
-            f"kubectl -n {namespace} logs -l {PART_OF},{COMPONENT}=ca",
+            _logs(view, "ca"),
         )
         return
     yield from _lifetime(view, own)
@@ -101,13 +108,12 @@ def roots(view: View) -> Iterator[Row]:
     if different:
         yield fail(
             "roots",
-            f"{len(different)} namespaces have other roots than {namespace}, or none",
-            f"the authority repairs them within seconds; if not: kubectl -n {namespace} logs"
-            f" -l {PART_OF},{COMPONENT}=ca",
+            f"{many(len(different), 'namespace')} with other roots than {namespace}, or none",
+            f"the authority repairs them within seconds; if not: {_logs(view, 'ca')}",
             different,
         )
     else:
-        yield ok("roots", f"{len(alive)} namespaces have the same roots")
+        yield ok("roots", f"{many(len(alive), 'namespace')} with the same roots")
 
 
 def _lifetime(view: View, text: str) -> Iterator[Row]:
@@ -165,7 +171,7 @@ def ca_bundle(view: View) -> Iterator[Row]:
             certificates, problem = _decoded(str(raw))
             if problem or (roots_now and not roots_now & {c.der for c in certificates}):
                 wrong.append(f"{name}{': ' + problem if problem else ''}")
-    logs = f"kubectl -n {found.namespace} logs -l {PART_OF},{COMPONENT}=upkeep"
+    logs = _logs(view, "upkeep")
     if empty:
         yield fail(
             "ca-bundle",
@@ -176,7 +182,7 @@ def ca_bundle(view: View) -> Iterator[Row]:
     if wrong:
         yield fail("ca-bundle", "webhooks have a caBundle that is not the current root", logs, wrong)
     if not empty and not wrong:
-        yield ok("ca-bundle", f"{total} webhook{'s' * (total != 1)} with the current root as caBundle")
+        yield ok("ca-bundle", f"{many(total, 'webhook')} with the current root as caBundle")
 
 
 def _decoded(raw: str) -> tuple[Sequence[CertFields], str]:
@@ -189,7 +195,6 @@ def _decoded(raw: str) -> tuple[Sequence[CertFields], str]:
 
 def webhook_call(view: View) -> Iterator[Row]:
     """A dry run of a new pod: the API server really calls the webhook, and verifies its certificate."""
-    found = view.installed
     namespace, labels = _place(view)
     body = {
         "apiVersion": "v1",
@@ -208,7 +213,7 @@ def webhook_call(view: View) -> Iterator[Row]:
         yield fail(
             "webhook-call",
             f"a new pod in {namespace} that asks for a sidecar gets none (dry run)",
-            f"kubectl -n {found.namespace} logs -l {PART_OF},{COMPONENT}=injector; meshctl explain inject -f",
+            f"{_logs(view, 'injector')}; meshctl explain inject -f FILE",
         )
 
 
@@ -230,7 +235,6 @@ def _place(view: View) -> tuple[str, Mapping[str, str]]:
 
 
 def _call_failed(view: View, namespace: str, error: KubeError) -> Iterator[Row]:
-    found = view.installed
     text = error.public
     if error.code is KubeCode.UNREACHABLE:
         raise error
@@ -239,7 +243,7 @@ def _call_failed(view: View, namespace: str, error: KubeError) -> Iterator[Row]:
         yield fail(
             "webhook-call",
             f"the API server cannot call the webhook: {text}",
-            f"kubectl -n {found.namespace} logs -l {PART_OF},{COMPONENT}={guilty}",
+            _logs(view, guilty),
         )
     elif error.code is KubeCode.FORBIDDEN and "cannot create resource" in text:
         yield from _proxy_call(view)
@@ -290,7 +294,7 @@ def csi_driver(view: View) -> Iterator[Row]:
         yield fail(
             "csi-driver",
             f"CSIDriver {DRIVER} has no tokenRequests for istio-ca: no pod gets an identity",
-            "meshctl check --pre (is the feature gate CSIServiceAccountToken on?), then helm upgrade",
+            "switch the feature gate CSIServiceAccountToken on (API server, kubelets); helm upgrade",
         )
     elif spec.get("requiresRepublish") is not True:
         yield fail(
@@ -319,13 +323,13 @@ def node_agents(view: View) -> Iterator[Row]:
         tell = fail if urgent or len(without) == len(linux) else warn
         yield tell(
             "node-agents",
-            f"{len(without)} of {len(linux)} nodes have no ready agent; "
-            + (f"{len(urgent)} of them run injected pods" if urgent else "injected pods cannot start there"),
-            f"kubectl -n {namespace} get pods -l {AGENTS} -o wide",
+            f"{len(without)} of {many(len(linux), 'node')} without a ready agent: "
+            + (f"{len(urgent)} of them with injected pods" if urgent else "injected pods cannot start there"),
+            f"kubectl -n {namespace} get pods -o wide -l {COMPONENT}=nodeagent",
             without,
         )
     else:
-        yield ok("node-agents", f"{len(linux)} node{'s' * (len(linux) != 1)} with a ready agent")
+        yield ok("node-agents", f"{many(len(linux), 'node')} with a ready agent")
     known = {
         name_of(item)
         for item in view.cluster.items("/apis/storage.k8s.io/v1/csinodes")
@@ -335,8 +339,8 @@ def node_agents(view: View) -> Iterator[Row]:
     if unregistered:
         yield fail(
             "node-drivers",
-            f"kubelets of {len(unregistered)} nodes do not know the driver {DRIVER}",
-            f"is nodeagent.kubeletDir right? kubectl -n {namespace} logs -l {AGENTS}",
+            f"the kubelets of {many(len(unregistered), 'node')} do not know the driver {DRIVER}",
+            f"is nodeagent.kubeletDir right?; kubectl -n {namespace} logs -l {COMPONENT}=nodeagent",
             unregistered,
         )
 

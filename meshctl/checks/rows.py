@@ -30,7 +30,7 @@ class Row:
     Attributes:
         check: stable name.
         message: what was found.
-        next: what to do; empty for `ok`.
+        next: what to do, commands apart by `; `; empty for `ok`.
         objects: names that the message is about.
     """
 
@@ -107,6 +107,11 @@ def fail(check: str, message: str, then: str, objects: Sequence[str] = ()) -> Ro
 def skip(check: str, message: str, then: str = "") -> Row:
     """It cannot be known."""
     return Row(check=check, status=Status.SKIP, message=message, next=then)
+
+
+def many(count: int, noun: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def run_check(name: str, check: Check, view: View) -> list[Row]:

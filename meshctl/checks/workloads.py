@@ -11,7 +11,7 @@ from injector.core.decision import DEFAULT_REVISION, PROXY, Outcome, decide
 from injector.core.keys import DISABLED, ENABLED, NAMESPACE_LABEL, REVISION
 from meshctl.checks.before import read_time
 from meshctl.checks.control import is_pod_ready
-from meshctl.checks.rows import Row, View, fail, ok, skip, warn
+from meshctl.checks.rows import Row, View, fail, many, ok, skip, warn
 from meshctl.cluster import WEBHOOKS, full_name, labels_of, metadata_of, namespace_of
 from meshctl.sidecars import is_over, restart_command, status_of
 from meshctl.webhooks import evaluate
@@ -53,10 +53,9 @@ def namespaces(view: View) -> Iterator[Row]:
         )
     everybody = chosen is not None and chosen.namespaces_by_default
     if asking or everybody:
-        names = "every namespace that does not say no" if everybody else f"{len(asking)} namespaces"
-        yield ok(
-            "namespaces", f"{names} ask{'s' * everybody} for sidecars: {', '.join(asking[:5])}".rstrip(": ")
-        )
+        names = "every namespace that does not say no" if everybody else many(len(asking), "namespace")
+        listed = f" ({', '.join(asking[:5])}{', ...' * (len(asking) > 5)})" if asking else ""
+        yield ok("namespaces", f"{names} with sidecars{listed}")
     else:
         yield warn(
             "namespaces",
@@ -89,8 +88,8 @@ def missing_sidecars(view: View) -> Iterator[Row]:
         more = f" (and {len(found) - 1} more commands like it)" if len(found) > 1 else ""
         yield warn(
             "pods-without",
-            f"{len(names)} pods should have a sidecar and have none: they are older than the label, or were"
-            " made while the webhook was away",
+            f"{many(len(names), 'pod')} without a sidecar that should have one: older than the label, or made"
+            " while the webhook was away",
             f"{min(found)}{more}",
             names,
         )
@@ -118,7 +117,7 @@ def stale_sidecars(view: View) -> Iterator[Row]:
             sorted(old),
         )
     else:
-        yield ok("pods-stale", f"{len(injected)} sidecars are as the settings are now")
+        yield ok("pods-stale", f"{many(len(injected), 'sidecar')} made with the settings as they are now")
 
 
 def broken_sidecars(view: View) -> Iterator[Row]:
@@ -139,12 +138,12 @@ def broken_sidecars(view: View) -> Iterator[Row]:
         namespace, name = min(bad).split("/")
         yield fail(
             "pods-broken",
-            f"sidecars of {len(bad)} pods do not run",
+            f"{many(len(bad), 'sidecar')} not running",
             f"kubectl -n {namespace} describe pod {name}; meshctl identity -n {namespace} {name}",
             [bad[key] for key in sorted(bad)],
         )
     elif injected:
-        yield ok("pods-broken", f"{injected} sidecars run")
+        yield ok("pods-broken", f"{many(injected, 'sidecar')} running")
 
 
 def _sidecar_trouble(pod: Mapping[str, Any]) -> str:
