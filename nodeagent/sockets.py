@@ -354,6 +354,8 @@ def _server(streams: Streams, clock: Clock) -> grpc.aio.Server:
             ("grpc.max_concurrent_streams", streams.limits.streams + _SPARE_CALLS),
             # Envoy pings each 10 s; the default takes three idle pings in 5 minutes as an attack.
             ("grpc.http2.max_ping_strikes", 0),
+            # gRPC's own books on calls and connections: nobody reads them, and each stream pays for them.
+            ("grpc.enable_channelz", 0),
         ],
         maximum_concurrent_rpcs=streams.limits.streams + _SPARE_CALLS,
     )

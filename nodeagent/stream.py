@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, Final
 
 import grpc
@@ -84,36 +84,57 @@ class Streams:
         """End all streams with UNAVAILABLE, so that clients come back to whoever listens next."""
         self.watch.close()
 
-    @asynccontextmanager
-    async def call(self, service: str, context: Context) -> AsyncIterator[None]:
+    def call(self, service: str, context: Context) -> Call:
         """Run one call: count it, report it, and turn a MeshError into its gRPC status."""
-        workload = self.cache.workload_id
-        if self.open >= self.limits.streams:
-            self.events.on_stream_close(workload, service, StreamCode.TOO_MANY_STREAMS)
-            await context.abort(
+        return Call(self, service, context)
+
+
+class Call:
+    """`async with` around one call; see `Streams.call`."""
+
+    __slots__ = ("_context", "_service", "_streams")
+
+    def __init__(self, streams: Streams, service: str, context: Context) -> None:
+        self._streams = streams
+        self._service = service
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        streams = self._streams
+        workload = streams.cache.workload_id
+        if streams.open >= streams.limits.streams:
+            streams.events.on_stream_close(workload, self._service, StreamCode.TOO_MANY_STREAMS)
+            await self._context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"this socket serves {self.limits.streams} streams at once; close some, then try again"
+                f"this socket serves {streams.limits.streams} streams at once; close some, then try again"
                 f" [{StreamCode.TOO_MANY_STREAMS}]",
             )
-        self.open += 1
-        self.events.on_stream_open(workload, service)
+        streams.open += 1
+        streams.events.on_stream_open(workload, self._service)
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """True for a client that left: nobody needs to hear of it."""
         reason = "internal"
         try:
-            yield
-            reason = "client"
-        except (ClientGoneError, asyncio.CancelledError) as error:
-            reason = "client"
-            if isinstance(error, asyncio.CancelledError):
-                raise
-        except CacheClosed:
-            reason = StreamCode.STOPPING
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the agent is stopping; try again [{reason}]")
-        except MeshError as error:
-            reason = error.code
-            await context.abort(STATUS[error.category], str(error))
+            match error:
+                case None | ClientGoneError() | asyncio.CancelledError():
+                    reason = "client"
+                case CacheClosed():
+                    reason = StreamCode.STOPPING
+                    await self._context.abort(
+                        grpc.StatusCode.UNAVAILABLE, f"the agent is stopping; try again [{reason}]"
+                    )
+                case MeshError():
+                    reason = error.code
+                    await self._context.abort(STATUS[error.category], str(error))
+                case _:
+                    pass  # gRPC reports it, and ends the call with UNKNOWN
         finally:
-            self.open -= 1
-            self.events.on_stream_close(workload, service, reason)
+            self._streams.open -= 1
+            self._streams.events.on_stream_close(self._streams.cache.workload_id, self._service, reason)
+        return isinstance(error, ClientGoneError)
 
 
 def new_nonce() -> str:
