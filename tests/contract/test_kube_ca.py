@@ -137,8 +137,15 @@ def _pod(api: KubeClient, namespace: str) -> dict[str, Any]:
             "containers": [{"name": "c", "image": "none"}],
         },
     }
-    made: dict[str, Any] = api.create(f"/api/v1/namespaces/{namespace}/pods", body)
-    return made
+    made: list[dict[str, Any]] = []
+
+    def create() -> bool:
+        with suppress(KubeError):  # old clusters first have to give the account a token of its own
+            made.append(api.create(f"/api/v1/namespaces/{namespace}/pods", body))
+        return bool(made)
+
+    until(create, "a pod", 30)
+    return made[0]
 
 
 def _token(
