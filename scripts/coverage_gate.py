@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FLOOR = 95.0
-GATED = ("ca/core/", "nodeagent/core/", "mesh/spiffe.py", "mesh/x509/", "mesh/policy/")
+GATED = ("ca/core/", "injector/core/", "nodeagent/core/", "mesh/spiffe.py", "mesh/x509/", "mesh/policy/")
 SHOWN = ("ca/", "nodeagent/", "mesh/envoy/", "mesh/obs/", "mesh/", "")
 
 
