@@ -80,7 +80,7 @@ examples:
   meshctl inject -f app.yaml | kubectl apply -f -
   kustomize build . | meshctl inject -f - > injected.yaml
   meshctl inject -f app.yaml --diff                        only what would change
-  meshctl inject -f app.yaml --cluster | kubectl apply -f -  by the cluster's settings and labels
+  meshctl inject -f app.yaml --cluster                     by the cluster's settings and labels
   meshctl inject -f app.yaml --config injector.yaml --namespace-labels istio-injection=enabled
 
 Namespaces that say nothing count as labelled istio-injection=enabled: who runs this command asks for
@@ -121,11 +121,7 @@ examples:
 
 
 def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    explain = _command(
-        commands,
-        "explain",
-        "would a pod get a sidecar, by which rule, and what would change?",
-        """\
+    epilog = """\
 examples:
   meshctl explain inject -n shop web-5d9c7b9c4-x2
   meshctl explain inject -n shop deploy/web      also sts/ ds/ rs/ rc/ job/ cronjob/
@@ -134,9 +130,12 @@ examples:
 
 It evaluates the selectors of every webhook of the cluster that is called for new pods, those of
 other meshes too, and then the injector's own table of rules with the injector's own settings.
-""",
+"""
+    text = "would a pod get a sidecar, by which rule, and what would change?"
+    topics = _command(commands, "explain", text, epilog).add_subparsers(
+        dest="topic", required=True, metavar="inject"
     )
-    explain.add_argument("topic", choices=("inject",), help="what to explain")
+    explain = _command(topics, "inject", text, epilog)
     explain.add_argument("target", nargs="?", metavar="POD", help="a pod, or KIND/NAME")
     _files(explain, required=False)
     _settings(explain, cluster=False)
@@ -288,7 +287,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from meshctl.version import own_version
 
-        parser.exit(message=f"meshctl (gatehouse) {own_version()}\n")
+        sys.stdout.write(f"meshctl (gatehouse) {own_version()}\n")
+        parser.exit()
 
 
 if __name__ == "__main__":

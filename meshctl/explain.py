@@ -235,7 +235,8 @@ def _show(screen: Screen, found: Explanation) -> None:
     screen.say("the injector's table:")
     for row, text in passed_before(decision.reason):
         screen.say(screen.paint(f"  {row:>2}  yes  {text}", Colour.DIM))
-    screen.say(wrapped(decision.message, first=f"  {number:>2}  here ", rest=" " * 11))
+    said = decision.message.partition("; next: ")[0]  # told at the end
+    screen.say(wrapped(said, first=f"  {number:>2}  here ", rest=" " * 11))
     for problem in found.result.problems:
         screen.say(wrapped(problem, first="        - ", rest="          "))
     if found.injected and found.result.mutations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ class Ran:
 def ctl(*arguments: str, stdin: str = "") -> Ran:
     """Run the command line."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _stdin(stdin):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _around(stdin):
         try:
             code = main(list(arguments))
         except SystemExit as end:
@@ -49,9 +50,14 @@ def golden_script(name: str, *runs: Ran, names: Mapping[str, str] | None = None)
 
 
 @contextlib.contextmanager
-def _stdin(text: str) -> Iterator[None]:
-    before, sys.stdin = sys.stdin, io.StringIO(text)
+def _around(text: str) -> Iterator[None]:
+    """Standard input, and a terminal of 80 columns for argparse."""
+    before, columns = sys.stdin, os.environ.get("COLUMNS")
+    sys.stdin, os.environ["COLUMNS"] = io.StringIO(text), "80"
     try:
         yield
     finally:
         sys.stdin = before
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
