@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="meshctl",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        description="Looks after Gatehouse: who gets a sidecar and why, who has which identity, and what"
-        " is wrong in a cluster.",
+        description="Looks after Gatehouse: who gets a sidecar and why, who has which identity, what is"
+        " wrong.",
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
@@ -83,8 +83,8 @@ examples:
   meshctl inject -f app.yaml --cluster                     by the cluster's settings and labels
   meshctl inject -f app.yaml --config injector.yaml --namespace-labels istio-injection=enabled
 
-Namespaces that say nothing count as labelled istio-injection=enabled: who runs this command asks for
-sidecars. What a Namespace of the stream, --namespace-labels or --cluster says goes before.
+Namespaces that say nothing count as labelled istio-injection=enabled: who runs this command asks
+for sidecars. What a Namespace of the stream, --namespace-labels or --cluster says goes before.
 Documents that do not change come out as they went in, byte for byte; comments within a changed
 document are lost. When one object is refused, nothing is printed, and the exit code is 1.
 One line for each object goes to standard error, with the code that the webhook would give.

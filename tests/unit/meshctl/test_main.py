@@ -46,6 +46,7 @@ def test_help_teaches_and_loads_nothing_heavy() -> None:
     assert not loaded("--help") & HEAVY
     ran = ctl("--help")
     golden_script("help", ran)
+    assert max(map(len, ran.out.splitlines())) <= 100
     for word in ("first steps:", "exit codes:", "NO_COLOR", *COMMANDS):
         assert word in ran.out
 
