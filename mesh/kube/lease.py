@@ -100,6 +100,8 @@ class Elector:
     def step(self) -> bool:
         """One try to take or renew the Lease; returns `leading`. Never raises for what the server says."""
         with self._lock:
+            if self._stop.is_set():
+                return self.leading  # what was released is not taken again
             before = self._renewed_at is not None
             began = self._monotonic()
             try:

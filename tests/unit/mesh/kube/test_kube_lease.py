@@ -276,3 +276,12 @@ def test_forbidden_is_no_crash(kube: FakeKube) -> None:
     with pytest.raises(KubeError) as e:
         kube.api().get("/apis/coordination.k8s.io/v1/namespaces/default/leases/lead")
     assert e.value.code is KubeCode.FORBIDDEN
+
+
+def test_stopped_one_does_not_come_back(kube: FakeKube) -> None:
+    one = _elector(kube, Time(), "one")
+    assert one.step()
+    one.stop()
+    one.release()
+    assert not one.step()
+    assert _lease(kube)["holderIdentity"] == ""
