@@ -36,6 +36,9 @@ Every setting may also come from the environment: GATEHOUSE_AGENT_CA__ADDRESS=ca
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit code."""
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        _print_version()  # without a parser, which takes as long to make as the answer
+        sys.exit(EXIT_OK)
     options = _parser().parse_args(arguments)
     from mesh.errors import MeshError
     from nodeagent import commands
@@ -109,8 +112,12 @@ class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"nodeagent (gatehouse) {_installed_version()}")  # noqa: T201 - the answer to a person
+        _print_version()
         parser.exit()
+
+
+def _print_version() -> None:
+    print(f"nodeagent (gatehouse) {_installed_version()}")  # noqa: T201 - the answer to a person
 
 
 def _installed_version() -> str:
