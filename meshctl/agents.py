@@ -182,6 +182,13 @@ def ask_through(cluster: Cluster, agent: Mapping[str, Any]) -> object:
                 f" `get` on pods/proxy in namespace {namespace}, or use --agent on the node itself",
                 category=Category.PERMISSION_DENIED,
             ) from error
+        if error.code is KubeCode.NOT_FOUND:
+            raise CtlError(
+                CtlCode.AGENT_ANSWER,
+                f"the agent {namespace}/{name} has no page {PATH}: it is older than this command, or gone;"
+                " next: meshctl version --cluster",
+                category=Category.UNAVAILABLE,
+            ) from error
         if error.status:
             raise CtlError(
                 CtlCode.AGENT,

@@ -132,7 +132,7 @@ class Installation:
 
     Attributes:
         namespace: where its Service is.
-        service: of the webhook; its ConfigMap has the same name.
+        service: of the webhook; `SERVICE-config` is the ConfigMap with its settings.
         webhooks: configurations of the webhook.
         config: settings of the injector, None when they cannot be read; `problem` says why.
     """
@@ -158,7 +158,7 @@ def find_installation(cluster: Cluster) -> Installation | None:
             service = (webhook.get("clientConfig") or {}).get("service") or {}
             if service:
                 where, name = str(service.get("namespace")), str(service.get("name"))
-                config, problem = _read_config(cluster, where, name)
+                config, problem = _read_config(cluster, where, f"{name}-config")
                 return Installation(where, name, tuple(ours), config, problem)
     return Installation(cluster.mesh_namespace, "", tuple(ours), None, "no webhook names a Service")
 

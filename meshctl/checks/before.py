@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mesh.kube.api import KubeCode, KubeError
 from meshctl.checks.rows import Check, Row, View, fail, many, ok, skip, warn
-from meshctl.cluster import WEBHOOKS, full_name, labels_of, name_of
+from meshctl.cluster import WEBHOOKS, full_name, is_ours, labels_of, name_of
 from meshctl.webhooks import evaluate
 
 MIN_MINOR: Final = 20
@@ -263,6 +263,8 @@ def policy_kinds(view: View) -> Iterator[Row]:
 
 def leftovers(view: View) -> Iterator[Row]:
     """Roots of an earlier installation."""
+    if any(is_ours(item) for item in view.cluster.items(WEBHOOKS)):
+        return  # they are those of this one
     maps = view.cluster.items("/api/v1/configmaps", fields=f"metadata.name={ROOTS}")
     if maps:
         names = [full_name(item) for item in maps]
@@ -279,9 +281,7 @@ def leftovers(view: View) -> Iterator[Row]:
 
 def not_yet(view: View) -> Iterator[Row]:
     """Gatehouse is not there already."""
-    ours = [
-        name_of(item) for item in view.cluster.items(WEBHOOKS) if labels_of(item).get("app") == "gatehouse"
-    ]
+    ours = [name_of(item) for item in view.cluster.items(WEBHOOKS) if is_ours(item)]
     if ours:
         yield warn(
             "installed",

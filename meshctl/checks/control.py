@@ -21,6 +21,7 @@ COMPONENT: Final = "app.kubernetes.io/component"
 AGENTS: Final = f"{PART_OF},{COMPONENT}=nodeagent"
 ROOT_KEY: Final = "root-cert.pem"
 _SOON: Final = dt.timedelta(days=30)
+_ROOTLESS: Final = frozenset({"kube-public", "kube-node-lease", "local-path-storage"})  # without workloads
 _NEEDED: Final = ("ca", "injector", "upkeep")
 
 
@@ -103,7 +104,7 @@ def roots(view: View) -> Iterator[Row]:
         )
         return
     yield from _lifetime(view, own)
-    alive = [n for n, item in view.cluster.namespaces().items() if _is_active(item)]
+    alive = [n for n, item in view.cluster.namespaces().items() if _is_active(item) and n not in _ROOTLESS]
     different = sorted(n for n in alive if found.get(n, "") != own)
     if different:
         yield fail(

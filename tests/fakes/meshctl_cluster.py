@@ -254,12 +254,12 @@ def install(kube: FakeKube) -> None:
     empty(kube)
     kube.add(webhook_configuration(root_pem()), csi_driver())
     kube.add(namespace("shop", istio_injection="enabled"))
-    for name in ("default", "kube-system", "kube-public", "kube-node-lease", NAMESPACE, "shop"):
+    for name in ("default", "kube-system", NAMESPACE, "shop"):
         kube.add(root_map(name))
     kube.add(
         {
             "kind": "ConfigMap",
-            "metadata": {"name": "gatehouse-injector", "namespace": NAMESPACE},
+            "metadata": {"name": "gatehouse-injector-config", "namespace": NAMESPACE},
             "data": {"injector.yaml": CONFIG},
         }
     )

@@ -116,7 +116,7 @@ def settings_broken(kube: FakeKube) -> None:
     kube.add(
         {
             "kind": "ConfigMap",
-            "metadata": {"name": "gatehouse-injector", "namespace": NAMESPACE},
+            "metadata": {"name": "gatehouse-injector-config", "namespace": NAMESPACE},
             "data": {"injector.yaml": "injection: {proxy_imge: x}"},
         }
     )

@@ -152,7 +152,7 @@ def test_no_certificate_yet(kube: FakeKube, tmp_path: Path) -> None:
         (("p", "-n", "shop"), 2, "there is no pod shop/p"),
         (("plain", "-n", "shop"), 2, "pod shop/plain has no sidecar of Gatehouse"),
         (("pending", "-n", "shop"), 2, "pod shop/pending is on no node yet"),
-        (("web-5d9c-a", "-n", "shop"), 3, "does not answer through the API server"),
+        (("web-5d9c-a", "-n", "shop"), 3, "has no page /identities"),
         (("--node", "node9"), 2, "no node agent runs on node 'node9'"),
         (("p", "--agent", "x"), 2, "--agent asks without a cluster"),
     ],
@@ -172,6 +172,14 @@ def test_not_allowed(kube: FakeKube, tmp_path: Path) -> None:
     ran = identity(kube, tmp_path, "-n", "shop", "web-5d9c-a")
     assert ran.code == 3
     assert "next: have a role with `get` on pods/proxy in namespace istio-system" in ran.err
+
+
+def test_an_agent_that_is_down(kube: FakeKube, tmp_path: Path) -> None:
+    kube.fail(503, times=9, path=PROXY)
+    ran = identity(kube, tmp_path, "-n", "shop", "web-5d9c-a")
+    assert ran.code == 3
+    assert "does not answer through the API server" in ran.err
+    assert "next: kubectl -n istio-system logs gatehouse-nodeagent-node1" in ran.err
 
 
 def test_the_agent_does_not_serve_it(kube: FakeKube, tmp_path: Path) -> None:
