@@ -36,7 +36,8 @@ from mesh.kube.client import KubeClient
 from mesh.spiffe import TrustDomain
 api = KubeClient(from_kubeconfig(Path(sys.argv[1])), user_agent="race")
 config = KeyStoreConfig(trust_domain=TrustDomain("cluster.local"), state_dir=Path("/never"))
-place = SecretPlace(namespace=sys.argv[2])
+# Another authority may publish its roots in every namespace of this cluster, ours included.
+place = SecretPlace(namespace=sys.argv[2], root_config_map="roots-" + sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
 now = dt.datetime.now(dt.UTC)
