@@ -256,3 +256,12 @@ async def test_tokens_are_not_logged(node: Node, caplog: pytest.LogCaptureFixtur
     await node.driver.unpublish("csi-1", node.target)
     assert "volume published" in caplog.text
     assert "tok-1" not in caplog.text
+
+
+async def test_a_directory_that_cannot_be_cleared_is_tried_again(node: Node) -> None:
+    await node.driver.publish(node.request)
+    (node.place / SOCKET_NAME).unlink()
+    (node.place / SOCKET_NAME).mkdir()  # unlink refuses a directory
+    with pytest.raises(VolumeError) as caught:
+        await node.driver.unpublish("csi-1", node.target)
+    assert (caught.value.code, caught.value.category) == (VolumeCode.TARGET, Category.UNAVAILABLE)

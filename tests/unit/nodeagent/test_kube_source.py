@@ -352,3 +352,50 @@ async def test_an_authority_that_fails_is_no_reason_to_be_unready(node: CsiNode)
         assert await node.kubelet.publish(node.request) == "OK"
         await nodeagent_until(lambda: node.entry(agent).rotator.status().code == CaCode.UNREACHABLE)
         await nodeagent_until(lambda: agent.health.ready().ok)
+
+
+async def test_a_known_volume_that_cannot_be_served_does_not_stop_the_others(
+    node: CsiNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = csi_request(csi_target(node.kubelet.pods, name="own"), volume_id="csi-2")
+    async with node.agent():
+        assert await node.kubelet.publish(node.request) == "OK"
+        assert await node.kubelet.publish(own) == "OK"
+    node.place.chmod(0o777)
+    async with node.agent() as agent:
+        assert "a known volume is not served" in caplog.text
+        assert agent.running[f"{CSI_UID}/own"].problem is None
+        assert (await node.kubelet.publish(node.request)).startswith("UNAVAILABLE: ")
+        node.place.chmod(0o755)
+        assert await node.kubelet.publish(node.request) == "OK"
+
+
+async def test_a_cluster_without_endpoint_slices_is_said(
+    short_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FakeKube() as kube:
+        kube.resources = [resource for resource in kube.resources if resource.kind != "EndpointSlice"]
+        node = CsiNode(short_dir, kube)
+        async with node.agent() as agent:
+            await nodeagent_until(lambda: "the cluster cannot be watched" in caplog.text)
+            await nodeagent_until(lambda: "EndpointSlices" in " ".join(agent.health.ready().reasons()))
+            assert await node.kubelet.publish(node.request) == "OK"
+
+
+async def test_a_list_that_is_forbidden_is_named(node: CsiNode, kube: FakeKube) -> None:
+    fault = kube.fail(403, times=1000, path="/api/v1/pods.*")
+    async with node.agent() as agent:
+        await nodeagent_until(lambda: "pods (" in " ".join(agent.health.ready().reasons()))
+        assert "services" not in " ".join(agent.health.ready().reasons())
+        fault.times = 0
+
+
+async def test_watches_are_counted(node: CsiNode, kube: FakeKube) -> None:
+    async with node.agent() as agent:
+        await nodeagent_until(lambda: agent.health.ready().ok)
+        kube.add(kube_pod("other"))
+        read = agent.metrics.registry.get_sample_value
+        labels = {"resource": "pods"}
+        await nodeagent_until(lambda: read("gatehouse_agent_watch_events_total", labels))
+        assert read("gatehouse_agent_watch_lists_total", labels) == 1
+        assert read("gatehouse_agent_volumes") == 0
