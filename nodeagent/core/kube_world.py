@@ -58,7 +58,6 @@ class KubeCode(Code):
 
     PORT_CONFLICT = "kube_port_conflict"
     KEY_SETS = "kube_key_sets"
-    POLICY_API = "kube_no_policy_api"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
