@@ -96,10 +96,11 @@ def rows() -> Iterator[Row]:
 
 
 def _starts(base: Path, ca: RealCa) -> Iterator[Row]:
-    cold, imports, bare, version = [], [], [], []
+    cold, imports, bare, version, usage = [], [], [], [], []
     for round_ in range(ROUNDS):
         bare.append(_wall("-c", "pass"))
         version.append(_wall("-m", "nodeagent", "--version"))
+        usage.append(_wall("-m", "meshctl", "--help"))
         imports.append(_wall("-c", _IMPORTS))
         here = base / f"cold{round_}"
         here.mkdir()
@@ -113,6 +114,7 @@ def _starts(base: Path, ca: RealCa) -> Iterator[Row]:
             fleet.close()
     yield at_most("agent: start to first SVID / imports alone", cold, imports, "ms", 3.0)
     yield at_most("agent --version / bare python", version, bare, "ms", 3.0)
+    yield at_most("meshctl --help / bare python", usage, bare, "ms", 3.0)
 
 
 def _full_node(base: Path, ca: RealCa) -> Iterator[Row]:
