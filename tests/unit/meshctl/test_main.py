@@ -16,7 +16,18 @@ from tests.fakes.meshctl_cluster import install, pod
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = ("inject", "uninject", "explain", "check", "identity", "version")
-HEAVY = {"grpc", "cryptography", "yaml", "asyncio", "prometheus_client", "google", "orjson", "kubernetes"}
+HEAVY = {
+    "typing",
+    "dataclasses",
+    "grpc",
+    "cryptography",
+    "yaml",
+    "asyncio",
+    "prometheus_client",
+    "google",
+    "orjson",
+    "kubernetes",
+}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
