@@ -100,10 +100,9 @@ securityContext:
     drop: [ALL]
 {{- end -}}
 
-{{/* Image and environment of a container. */}}
+{{/* Image and rights of a container of the control plane. */}}
 {{- define "gatehouse.container" -}}
 {{- $root := index . 0 -}}
-{{- $values := index $root.Values (index . 1) -}}
 image: {{ include "gatehouse.image" (list $root "control") | quote }}
 imagePullPolicy: {{ $root.Values.image.pullPolicy }}
 {{ include "gatehouse.container-security" $root }}
