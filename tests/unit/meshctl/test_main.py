@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from meshctl.check import AFTER
+from meshctl.checks.before import BEFORE
+from meshctl.errors import CtlCode
+from meshctl.exits import EXIT_OK, EXIT_PROBLEM, EXIT_UNREACHABLE, EXIT_USAGE
+from meshctl.inject import OfflineCode
 from meshctl.sidecars import restart_command
 from tests.fakes.kube_api import FakeKube
 from tests.fakes.meshctl_cli import ctl, golden_script
@@ -143,3 +149,17 @@ def test_a_reader_that_leaves() -> None:
 def test_how_a_pod_is_made_anew(kind: str, name: str, command: str) -> None:
     owners = [{"kind": kind, "name": name, "controller": True}] if kind else []
     assert restart_command(pod("p", ownerReferences=owners), "shop") == command
+
+
+def test_the_manual_has_every_code_row_and_exit() -> None:
+    text = (ROOT / "docs" / "meshctl.md").read_text()
+    wanted = {str(code) for code in (*CtlCode, *OfflineCode)}
+    for sections in (BEFORE, AFTER):
+        for checks in sections.values():
+            wanted |= set(checks)
+    source = "".join(path.read_text() for path in (ROOT / "meshctl" / "checks").glob("*.py"))
+    wanted |= set(re.findall(r'(?:ok|warn|fail|skip)\(\s*"([a-z-]+)"', source))
+    assert {word for word in wanted if f"`{word}`" not in text} == set()
+    for code in (EXIT_OK, EXIT_PROBLEM, EXIT_USAGE, EXIT_UNREACHABLE):
+        assert f"| {code} | " in text
+        assert f"\n  {code}  " in ctl("--help").out
