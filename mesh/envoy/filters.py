@@ -61,10 +61,15 @@ def policy_filters() -> list[Any]:
     ]
 
 
-def inbound_http(stat_prefix: str, routes: Any, mesh: MeshConfig) -> Any:
+def inbound_http(stat_prefix: str, routes: Any, mesh: MeshConfig, *, draining: bool = False) -> Any:
     """HTTP connection manager of an inbound chain: policy, then the application.
 
     `x-forwarded-client-cert` on plaintext is dropped by each of the settings.
+
+    Args:
+        stat_prefix, routes, mesh: of the chain.
+        draining: the workload is being deleted: each connection ends after one more request, so that
+            callers go elsewhere while the port still answers.
     """
     manager = _manager(stat_prefix, mesh, policy_filters())
     manager.route_config.CopyFrom(routes)
@@ -75,6 +80,8 @@ def inbound_http(stat_prefix: str, routes: Any, mesh: MeshConfig) -> Any:
         manager.set_current_client_cert_details.subject.value = True
         manager.set_current_client_cert_details.dns = True
     manager.set_current_client_cert_details.uri = True
+    if draining:
+        manager.common_http_protocol_options.max_requests_per_connection.value = 1
     return network_filter(_HCM, manager)
 
 

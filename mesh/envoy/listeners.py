@@ -22,7 +22,7 @@ from mesh.envoy.resources import LISTENER, Resource
 from mesh.policy.effective import MtlsMode, RuleSets
 from mesh.policy.peers import identity_only_peers
 from mesh.policy.predicates import StringMatch
-from mesh.topology import AppProtocol, EgressListener, SocketAddress, WorkloadPort
+from mesh.topology import AppProtocol, EgressListener, SocketAddress, Workload, WorkloadPort
 
 SNIFF_SECONDS: Final = 1
 """How long a port that has to look at the first bytes waits for them. A server that speaks first is
@@ -97,6 +97,7 @@ class InboundPort:
         number: workload port, or 0 for any.
         match: the chains must look at the destination port: the listener has several.
         peers: when rules on bare connections only ask who calls, those who may; else None.
+        draining: connections end after one more request.
     """
 
     label: str
@@ -107,6 +108,7 @@ class InboundPort:
     number: int = 0
     match: bool = False
     peers: tuple[StringMatch, ...] | None = None
+    draining: bool = False
 
     @property
     def chains(self) -> tuple[Chain, ...]:
@@ -167,7 +169,7 @@ def _chain(port: InboundPort, chain: Chain, context: Context) -> Any:
         found.transport_socket_connect_timeout.CopyFrom(m.seconds(HANDSHAKE_SECONDS))
     if chain.http:
         routing = routes.inbound(port.label, port.cluster)
-        found.filters.append(filters.inbound_http(stat_prefix, routing, mesh))
+        found.filters.append(filters.inbound_http(stat_prefix, routing, mesh, draining=port.draining))
     else:
         rules = network_policy(port.rules, context, f"{stat_prefix}.")
         found.filters.extend(filters.network_filter(name, config) for name, config in rules)
@@ -182,18 +184,30 @@ def listener_filter(name: str, config: Any) -> Any:
 
 
 def explicit_inbound(
-    port: WorkloadPort, address: str, mode: MtlsMode, rules: RuleSets, context: Context
+    port: WorkloadPort, workload: Workload, mode: MtlsMode, rules: RuleSets, context: Context
 ) -> Resource:
     """The listener of one workload port, bound to the address that peers connect to."""
+    draining = workload.draining
     name = f"inbound|{port.number}"
-    head = listener_pb2.Listener(name=name, address=m.socket_address(SocketAddress(address, port.number)))
+    head = listener_pb2.Listener(
+        name=name, address=m.socket_address(SocketAddress(workload.address, port.number))
+    )
     # All but the address is the same for each workload under the same rules: messages may be joined.
     kind = column(port.protocol, server_first=port.server_first)
     body = context.cache.by_identity(
-        ("inbound-body", name, kind, mode, context.mesh),
+        ("inbound-body", name, kind, mode, draining, context.mesh),
         rules,
         lambda: _inbound_body(
-            InboundPort(name, kind, mode, clusters.inbound_name(port.number), rules, port.number), context
+            InboundPort(
+                name,
+                kind,
+                mode,
+                clusters.inbound_name(port.number),
+                rules,
+                port.number,
+                draining=draining,
+            ),
+            context,
         ),
     )
     return Resource.of(LISTENER, name, m.encode(head) + body)

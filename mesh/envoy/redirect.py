@@ -44,6 +44,7 @@ def inbound_ports(workload: Workload, transport: TransportPolicy, rules: RuleSet
             rules=rules,
             number=port.number,
             match=True,
+            draining=workload.draining,
         )
         for port in workload.ports
     ]

@@ -83,13 +83,13 @@ def _explicit(proxy: ProxyInput, context: Context) -> Iterator[Resource]:
 
 
 def _explicit_inbound(proxy: ProxyInput, context: Context) -> Iterator[Resource]:
-    address, rules = proxy.workload.address, proxy.policy.authz.tcp
-    for port in proxy.workload.ports:
+    workload, rules = proxy.workload, proxy.policy.authz.tcp
+    for port in workload.ports:
         mode = proxy.policy.transport.for_port(port.number)
         yield context.cache.by_identity(
-            ("inbound", port, address, mode, context.mesh),
+            ("inbound", port, workload.address, workload.draining, mode, context.mesh),
             rules,
-            partial(listeners.explicit_inbound, port, address, mode, rules, context),
+            partial(listeners.explicit_inbound, port, workload, mode, rules, context),
         )
         yield context.cache.by_value(("inbound-cluster", port), partial(clusters.inbound_cluster, port))
 
@@ -99,7 +99,7 @@ def _redirect(proxy: ProxyInput, context: Context) -> Iterator[Resource]:
     transport = proxy.policy.transport
     modes = (transport.mode, tuple(sorted((n, mode.value) for n, mode in transport.ports.items())))
     yield context.cache.by_identity(
-        ("virtual-inbound", workload.ports, ":" in workload.address, modes, mesh),
+        ("virtual-inbound", workload.ports, ":" in workload.address, workload.draining, modes, mesh),
         rules,
         lambda: redirect.virtual_inbound(workload, transport, rules, context),
     )
