@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mesh.errors import Category
 from nodeagent.core.volume import VolumeCode, VolumeError
-from nodeagent.sockets import MARKER_NAME, is_ours
+from nodeagent.sockets import FINISHED_NAME, MARKER_NAME, is_ours
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -39,6 +39,26 @@ def check_place(pods: Path, parts: Sequence[str]) -> None:
 def has_marker(target: Path) -> bool:
     """True when a volume was published here and not unpublished since."""
     return os.path.lexists(target / MARKER_NAME)
+
+
+def leave_finished(pods: Path, parts: Sequence[str]) -> bool:
+    """Tell the proxy of a job, by a file in its volume, that the pod's other containers have ended.
+
+    Returns:
+        True when the file was made now; False when it is there already, or the volume is gone.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    with suppress(FileNotFoundError, FileExistsError), _parent(pods, parts) as parent:
+        target = os.open(parts[-1], _OPEN, dir_fd=parent)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(FINISHED_NAME, flags, 0o644, dir_fd=target))
+        finally:
+            os.close(target)
+        return True
+    return False
 
 
 def clear_target(pods: Path, parts: Sequence[str]) -> None:

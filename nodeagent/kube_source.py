@@ -23,7 +23,9 @@ from mesh.obs.health import Health
 from mesh.obs.logs import logger
 from nodeagent.config import AgentSettings
 from nodeagent.core.kube_world import KubeWorld, Snapshot
+from nodeagent.core.volume import target_parts
 from nodeagent.csi import DriverOptions, Host, NodeDriver
+from nodeagent.csi_paths import leave_finished
 from nodeagent.csi_server import CsiSocket, DriverService, RegistrationService
 from nodeagent.files import DirectoryState
 from nodeagent.kube_watches import KubeMetrics, KubeWatches
@@ -66,6 +68,7 @@ class KubeSource:
         self._metrics = KubeMetrics(registry)
         self._connect = connect if connect is not None else self._client
         self._debounce = settings.debounce.total_seconds()
+        self._pods = kube.kubelet_dir / "pods"
         self._world = KubeWorld(settings.mesh.config(), cluster_domain=kube.cluster_domain)
         self._watches: KubeWatches | None = None
         self._api: KubeApi | None = None
@@ -75,7 +78,7 @@ class KubeSource:
         state = VolumeState(kube.state_dir, boot_id=boot_id or read_boot_id())
         self.volumes = Volumes(state, self._volumes_changed.set)
         options = DriverOptions(
-            name=kube.driver_name, node=kube.node_name, pods=kube.kubelet_dir / "pods", audience=kube.audience
+            name=kube.driver_name, node=kube.node_name, pods=self._pods, audience=kube.audience
         )
         self.driver = NodeDriver(options, self.volumes, host)
         endpoint = kube.kubelet_dir / "plugins" / kube.driver_name / "csi.sock"
@@ -218,6 +221,7 @@ class KubeSource:
                 "cluster", ok=not missing, detail=f"not listed yet: {missing}" if missing else ""
             )
         self._metrics.volumes.set(len(held))
+        self._end_jobs(snapshot)
         state = self._world.update(snapshot)
         apply(
             DirectoryState(
@@ -228,6 +232,20 @@ class KubeSource:
                 findings=state.world.findings,
             )
         )
+
+    def _end_jobs(self, snapshot: Snapshot) -> None:
+        """Without native sidecars a job ends only when its proxy does: tell the proxy when it may."""
+        for volume in snapshot.volumes:
+            pod = snapshot.pods.get((volume.namespace, volume.pod))
+            if pod is None or pod.uid != volume.pod_uid or not pod.apps_ended:
+                continue
+            try:
+                made = leave_finished(self._pods, target_parts(volume.target, str(self._pods)))
+            except OSError as error:
+                _log.warning("the proxy of a finished job cannot be told", pod=pod.name, error=error)
+                continue
+            if made:
+                _log.info("a job's containers have ended, its proxy may end", pod=pod.name, uid=pod.uid)
 
 
 VERSION: Final = "0.1.0"

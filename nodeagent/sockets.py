@@ -38,6 +38,8 @@ from nodeagent.stream import StreamLimits, Streams
 SOCKET_NAME: Final = "agent.sock"
 MARKER_NAME: Final = ".gatehouse"
 """Keeps the kubelet from removing an empty volume directory under a running pod."""
+FINISHED_NAME: Final = "finished"
+"""Tells the proxy of a job that the pod's other containers have ended."""
 SERVED: Final = (
     sds.SERVICE_NAME,
     ads.SERVICE_NAME,
@@ -329,7 +331,7 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
 
 def is_ours(name: str) -> bool:
     """True for the names that this module gives to files."""
-    return name in {SOCKET_NAME, MARKER_NAME} or name.startswith(_TEMPORARY_PREFIX)
+    return name in {SOCKET_NAME, MARKER_NAME, FINISHED_NAME} or name.startswith(_TEMPORARY_PREFIX)
 
 
 def _remove_left_overs(directory_fd: int) -> None:

@@ -51,6 +51,8 @@ class PodRecord:
         in_mesh: it carries a proxy of ours.
         deleting: it has a deletion timestamp.
         finished: its containers have ended for good; its address may belong to another pod by now.
+        apps_ended: all its containers but the proxy have, so the proxy may end (jobs without native
+            sidecars); of pods of this node only.
         ports: of pods of this node only; none of the proxy's own.
     """
 
@@ -64,6 +66,7 @@ class PodRecord:
     host_network: bool
     deleting: bool
     finished: bool
+    apps_ended: bool = False
     ports: tuple[PodPort, ...] = ()
 
 
@@ -188,8 +191,27 @@ def read_pod(item: Mapping[str, Any], *, node: str, interner: Interner) -> PodRe
         host_network=spec.get("hostNetwork") is True,
         deleting=bool(meta.get("deletionTimestamp")),
         finished=_text(status, "phase") in {"Succeeded", "Failed"},
+        apps_ended=_text(spec, "nodeName") == node and _apps_ended(spec, status),
         ports=tuple(_pod_ports(spec)) if _text(spec, "nodeName") == node else (),
     )
+
+
+def _apps_ended(spec: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+    """True when every container but the proxy has ended and the kubelet will not start it again."""
+    policy = _text(spec, "restartPolicy")
+    if policy not in {"Never", "OnFailure"}:
+        return False
+    names = {_text(c, "name") for c in map(_map, _list(spec.get("containers")))} - {PROXY_CONTAINER}
+    ended = {
+        _text(entry, "name")
+        for entry in map(_map, _list(status.get("containerStatuses")))
+        if _has_ended(_map(_map(entry.get("state")).get("terminated")), policy)
+    }
+    return bool(names) and names <= ended
+
+
+def _has_ended(terminated: Mapping[str, Any], policy: str) -> bool:
+    return bool(terminated) and (policy == "Never" or terminated.get("exitCode") == 0)
 
 
 def read_service(item: Mapping[str, Any], *, interner: Interner) -> ServiceRecord | None:

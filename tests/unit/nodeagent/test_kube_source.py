@@ -23,7 +23,7 @@ from nodeagent.agent import Agent
 from nodeagent.ca_client import CaCode
 from nodeagent.config import AgentSettings, load_settings
 from nodeagent.core.kube_world import KubeCode
-from nodeagent.sockets import MARKER_NAME
+from nodeagent.sockets import FINISHED_NAME, MARKER_NAME
 from tests.fakes.csi_kubelet import (
     CSI_UID,
     CsiKubelet,
@@ -145,6 +145,22 @@ async def test_a_pod_from_publish_to_unpublish(node: CsiNode, kube: FakeKube) ->
         assert agent.running == {}
         assert not node.place.exists()
         assert await node.kubelet.unpublish("csi-1", node.target) == "OK"
+
+
+async def test_the_proxy_of_a_finished_job_is_told(node: CsiNode, kube: FakeKube) -> None:
+    item = kube_pod(uid=CSI_UID)
+    item["spec"]["restartPolicy"] = "Never"
+    kube.add(item)
+    async with node.agent() as agent:
+        assert await node.kubelet.publish(node.request) == "OK"
+        await nodeagent_until(lambda: node.configured(agent))
+        assert not (node.place / FINISHED_NAME).exists()
+        ended = [{"name": "app", "state": {"terminated": {"exitCode": 0}}}]
+        item["status"]["containerStatuses"] = ended
+        kube.add(item)
+        await nodeagent_until((node.place / FINISHED_NAME).exists)
+        assert await node.kubelet.unpublish("csi-1", node.target) == "OK"
+        assert not node.place.exists(), "the kubelet removes empty directories only"
 
 
 async def test_the_mount_never_waits_for_the_authority_nor_for_the_api_server(

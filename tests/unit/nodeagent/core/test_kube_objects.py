@@ -55,6 +55,44 @@ def test_ports_of_other_nodes_pods_are_not_kept() -> None:
     assert found.ports == ()
 
 
+ENDED = {"terminated": {"exitCode": 0}}
+FAILED = {"terminated": {"exitCode": 1}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "app", "ended"),
+    [
+        ("Never", ENDED, True),
+        ("Never", FAILED, True),
+        ("OnFailure", ENDED, True),
+        ("OnFailure", FAILED, False),
+        ("Always", ENDED, False),
+        ("", ENDED, False),
+        ("Never", {"running": {}}, False),
+        ("Never", {}, False),
+    ],
+)
+def test_when_the_proxy_of_a_job_may_end(policy: str, app: dict[str, Any], ended: bool) -> None:
+    """The proxy still runs; containers that the kubelet would start again have not ended."""
+    statuses = [{"name": "app", "state": app}, {"name": "istio-proxy", "state": {"running": {}}}]
+    item = kube_pod(containerStatuses=statuses)
+    item["spec"]["restartPolicy"] = policy
+    found, elsewhere = pod(item), pod(item, node="node2")
+    assert found is not None
+    assert elsewhere is not None
+    assert found.apps_ended is ended
+    assert not elsewhere.apps_ended, "the agent of its own node tells it"
+
+
+def test_every_container_of_a_job_must_have_ended() -> None:
+    item = kube_pod(containerStatuses=[{"name": "app", "state": ENDED}])
+    item["spec"]["restartPolicy"] = "Never"
+    item["spec"]["containers"].append({"name": "second"})
+    found = pod(item)
+    assert found is not None
+    assert not found.apps_ended
+
+
 def test_what_makes_a_pod_part_of_the_mesh() -> None:
     bare = kube_pod(mesh=False)
     assert pod(bare).in_mesh is False  # type: ignore[union-attr]  # read above
