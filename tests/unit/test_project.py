@@ -230,3 +230,16 @@ def test_a_planted_violation_is_caught(tree: Path, module: str, line: str, contr
         planted.unlink()
     assert done.returncode == 1
     assert re.search(re.escape(contract) + r".*BROKEN", done.stdout), done.stdout
+
+
+def test_reference_pages_are_what_the_code_says() -> None:
+    """`make docs` writes them; whoever adds a module or a code runs it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.docs", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
