@@ -95,9 +95,9 @@ def test_every_container_of_a_job_must_have_ended() -> None:
 
 def test_what_makes_a_pod_part_of_the_mesh() -> None:
     bare = kube_pod(mesh=False)
-    assert pod(bare).in_mesh is False  # type: ignore[union-attr]  # read above
+    assert pod(bare).in_mesh is False
     bare["metadata"]["annotations"] = {"sidecar.istio.io/status": "{}"}
-    assert pod(bare).in_mesh is True  # type: ignore[union-attr]  # read above
+    assert pod(bare).in_mesh is True
 
 
 def test_the_end_of_a_pod() -> None:
@@ -119,7 +119,7 @@ def test_a_pod_without_an_account_has_the_default_one() -> None:
 
 def test_ports_are_bounded_unique_and_tcp() -> None:
     item = kube_pod(ports=tuple((n, "") for n in range(1, MAX_PORTS + 50)))
-    assert len(pod(item).ports) == MAX_PORTS  # type: ignore[union-attr]  # read above
+    assert len(pod(item).ports) == MAX_PORTS
     item["spec"]["containers"][0]["ports"] = [
         {"containerPort": 53, "protocol": "UDP"},
         {"containerPort": 80},
@@ -128,7 +128,7 @@ def test_ports_are_bounded_unique_and_tcp() -> None:
         {"containerPort": 70000},
         {"containerPort": "x"},
     ]
-    assert pod(item).ports == (PodPort(80, ""),)  # type: ignore[union-attr]  # read above
+    assert pod(item).ports == (PodPort(80, ""),)
 
 
 def test_equal_labels_are_one_object() -> None:
