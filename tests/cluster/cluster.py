@@ -17,7 +17,7 @@ from tests.cluster.layout import Layout
 from tests.cluster.pki import ClusterCa
 from tests.cluster.run import ClusterError, run, wait_for, works
 
-_PROXY_BINDING = ("gatehouse-test-proxy", "--clusterrole=system:node-proxier", "--user=system:kube-proxy")
+_PROXY_BINDING = ("test-cluster-proxy", "--clusterrole=system:node-proxier", "--user=system:kube-proxy")
 
 
 @dataclass(frozen=True, slots=True)

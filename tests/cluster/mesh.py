@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from tests.cluster.kubectl import Kubectl, Object
+from tests.cluster.layout import REPOSITORY
 from tests.cluster.run import ClusterError, wait_for
 from tests.cluster.under_test import ClusterUnderTest
 from tests.fakes.helm import CHART, helm
@@ -42,6 +45,14 @@ class Mesh:
         """A helm command against the cluster, in the release's namespace."""
         place = (f"--kubeconfig={self.kube.kubectl.kubeconfig}", f"--namespace={NAMESPACE}")
         return helm(*words, *place, timeout=timeout)
+
+    def meshctl(self, *words: str) -> tuple[int, str]:
+        """Exit code and output (both streams) of a meshctl command against the cluster."""
+        command = [sys.executable, "-m", "meshctl", *words, f"--kubeconfig={self.kube.kubectl.kubeconfig}"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, cwd=REPOSITORY
+        )
+        return done.returncode, done.stdout + done.stderr
 
     def install(self, *options: str) -> None:
         """`helm upgrade --install`, and wait until everything is ready.

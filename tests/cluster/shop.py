@@ -23,6 +23,10 @@ PROBES: dict[str, Any] = {
         "failureThreshold": 3,
     },
 }
+# For many pods on few processors: they are asked seldom, and are not killed for answering late.
+PATIENT: dict[str, Any] = {
+    "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 2, "timeoutSeconds": 10}
+}
 # Many sidecars on two processors: what they ask for must not keep pods from being scheduled.
 SMALL = {"sidecar.istio.io/proxyCPU": "1m", "sidecar.istio.io/proxyMemory": "16Mi"}
 
@@ -80,7 +84,12 @@ def open_shop(kube: ClusterUnderTest, kubectl: Kubectl, *, replicas: int = 1) ->
 
 
 def workload(
-    kube: ClusterUnderTest, name: str, node: str = "", *, replicas: int = 1, service_account: str = ""
+    kube: ClusterUnderTest,
+    name: str,
+    node: str = "",
+    *,
+    replicas: int = 1,
+    probes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A Deployment that serves the bookshop's `details`."""
     template = pod(
@@ -88,10 +97,10 @@ def workload(
         kube.image("bookshop"),
         args=["details"],
         node=node,
-        account=service_account or name,
+        account=name,
         ports=[PORT],
         annotations=SMALL,
-        container=PROBES,
+        container=PROBES if probes is None else probes,
     )
     return deployment(template, replicas)
 

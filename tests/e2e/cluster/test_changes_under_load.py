@@ -19,6 +19,16 @@ def no_failure(outcome: Outcome) -> None:
     assert outcome.ok > 100
 
 
+def test_the_load_notices_a_failure(mesh: Mesh, injected: Kubectl) -> None:
+    """The measure itself: without a server there are failures."""
+    open_shop(mesh.kube, injected).wait_answer()
+    with load(injected, "deploy/client", "app", "server", PORT) as outcome:
+        injected("scale", "deployment/server", "--replicas=0")
+        injected.wait_gone("pods", "--selector=app=server")
+    assert outcome.ok > 0
+    assert len(outcome.failed) > 1
+
+
 def test_node_agents_restart(mesh: Mesh, injected: Kubectl) -> None:
     """G-03: and pods that are made afterwards get their identity."""
     shop = open_shop(mesh.kube, injected)

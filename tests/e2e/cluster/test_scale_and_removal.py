@@ -11,7 +11,7 @@ from tests.cluster.kubectl import Kubectl
 from tests.cluster.marks import CLUSTER
 from tests.cluster.mesh import Mesh
 from tests.cluster.objects import account
-from tests.cluster.shop import open_shop, workload
+from tests.cluster.shop import PATIENT, open_shop, workload
 
 pytestmark = CLUSTER
 
@@ -21,7 +21,7 @@ MANY = 100
 def seconds_to_ready(mesh: Mesh, kubectl: Kubectl) -> float:
     """From creation until all pods are Ready."""
     started = time.monotonic()
-    kubectl.apply([account("many"), workload(mesh.kube, "many", replicas=MANY)])
+    kubectl.apply([account("many"), workload(mesh.kube, "many", replicas=MANY, probes=PATIENT)])
     kubectl.wait_ready("app=many", count=MANY, seconds=900)
     return time.monotonic() - started
 
@@ -46,6 +46,7 @@ def test_a_hundred_pods_at_once(
         )
         assert restarts == 0
         kubectl("delete", "deployment", "many", "--wait=false")
+        kubectl("delete", "pods", "--all", "--grace-period=1", "--wait=false")
         kubectl.wait_gone("pods", seconds=300)
         record_property(f"seconds_to_{MANY}_ready_{injection}", round(times[injection], 1))
     with capsys.disabled():
