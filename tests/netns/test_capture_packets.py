@@ -17,7 +17,11 @@ import pytest
 
 from injector.core.capture import CaptureConfig, parse_cidrs, parse_interfaces, parse_ports
 
-pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("netns")]
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.xdist_group("netns"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for network namespaces"),
+]
 
 REPO = Path(__file__).resolve().parents[2]
 POD4, PEER4, OTHER4 = "192.0.2.2", "192.0.2.1", "198.51.100.1"  # TEST-NET-1 and -2 (RFC 5737)
