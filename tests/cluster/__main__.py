@@ -30,21 +30,31 @@ def main() -> int:
     try:
         if verb == "build":
             print(build(place))
-        elif verb == "up":
-            print(cluster.up(place))
-        elif verb == "image":
-            print("\n".join(cluster.load_images(place)))
-        elif verb == "down":
-            cluster.down(place)
+        elif verb == "status":
+            return _status(place)
         else:
-            found = cluster.status(place)
-            print(f"running: {' '.join(found.running) or 'nothing'}")
-            print(f"nodes ready: {' '.join(found.ready) or 'none'}")
-            return 0 if len(found.ready) == place.nodes else 1
+            with cluster.exclusive(place, wait=False):
+                _change(verb, place)
     except ClusterError as error:
         print(f"tests.cluster: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _change(verb: str, place: Layout) -> None:
+    if verb == "up":
+        print(cluster.up(place))
+    elif verb == "image":
+        print("\n".join(cluster.load_images(place)))
+    else:
+        cluster.down(place)
+
+
+def _status(place: Layout) -> int:
+    found = cluster.status(place)
+    print(f"running: {' '.join(found.running) or 'nothing'}")
+    print(f"nodes ready: {' '.join(found.ready) or 'none'}")
+    return 0 if len(found.ready) == place.nodes else 1
 
 
 if __name__ == "__main__":

@@ -130,6 +130,28 @@ def _kubectl(place: Layout, *words: str) -> list[str]:
 
 
 @contextlib.contextmanager
+def exclusive(place: Layout, *, wait: bool) -> Iterator[None]:
+    """Be the only user of the cluster: runs of tests install and remove things, and would break each other.
+
+    Args:
+        place: the cluster.
+        wait: for the end of another user, instead of giving up.
+
+    Raises:
+        ClusterError: somebody else uses it.
+    """
+    place.cache.mkdir(parents=True, exist_ok=True)
+    with (place.cache / "user").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise ClusterError(
+                "a run of tests uses the cluster; next: wait for its end, or end it"
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
 def _lock(place: Layout) -> Iterator[None]:
     """One `up` or `down` at a time: test processes run in parallel."""
     place.cache.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,10 +117,19 @@ class Tree:
             *(sys.executable, "-I", str(_HERE / "init.py"), str(specification)),
         ]
         with (logs / f"{self.name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            # Not subprocess.Popen: it complains when it is forgotten before its process ends.
+            pid = os.posix_spawnp(
+                command[0],
+                command,
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
+                    (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
+                ],
+                setsid=True,
             )
-        self._pid_file.write_text(f"{process.pid} {_started(process.pid)}", encoding="ascii")
+        self._pid_file.write_text(f"{pid} {_started(pid)}", encoding="ascii")
 
     def outer_pid(self) -> int | None:
         """The process that holds the tree, or None when it is gone (and not when its number was reused)."""

@@ -36,12 +36,13 @@ def kube() -> Iterator[ClusterUnderTest]:
         return
     if reason := packages.why_not_here():
         pytest.skip(f"no KUBECONFIG, and no cluster can be started here: {reason}")
-    was_up = cluster.is_up(place)
-    kubeconfig = cluster.up(place)
-    cluster.load_images(place)
-    yield ClusterUnderTest(Kubectl(kubeconfig), images.REGISTRY, images.TAG, place)
-    if not was_up and not os.environ.get("E2E_KEEP"):
-        cluster.down(place)
+    with cluster.exclusive(place, wait=True):
+        was_up = cluster.is_up(place)
+        kubeconfig = cluster.up(place)
+        cluster.load_images(place)
+        yield ClusterUnderTest(Kubectl(kubeconfig), images.REGISTRY, images.TAG, place)
+        if not was_up and not os.environ.get("E2E_KEEP"):
+            cluster.down(place)
 
 
 @pytest.fixture
