@@ -1,7 +1,7 @@
 # The same verbs locally and in CI. ARGS= goes to the program, T= and K= choose tests.
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help dev lint format type test test-cluster cov demo bench docs proto lock golden clean
+.PHONY: help dev lint format type test test-here test-cluster cov demo bench docs proto lock golden clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,11 +22,14 @@ format: dev  ## rewrite the code in the one format
 type: dev  ## types only
 	.venv/bin/mypy
 
-test: dev  ## all tests but those of a cluster; T=path K=expression narrow them
-	$(PY) -m pytest -n auto --dist loadgroup -m 'not cluster' $(if $(K),-k '$(K)') $(ARGS) $(or $(T),tests)
+test: dev  ## all tests, those on a real two-node cluster last; T=path K=expression narrow them
+	@T='$(T)' K='$(K)' ARGS='$(ARGS)' scripts/test here cluster
 
-test-cluster: dev  ## tests on a real two-node cluster: KUBECONFIG's, or one that is built and started here (root)
-	$(PY) -m pytest -m cluster $(if $(K),-k '$(K)') $(ARGS) $(or $(T),tests)
+test-here: dev  ## tests that need no cluster: minutes
+	@T='$(T)' K='$(K)' ARGS='$(ARGS)' scripts/test here
+
+test-cluster: dev  ## tests on a cluster: KUBECONFIG's, or one that is built and started here (root)
+	@T='$(T)' K='$(K)' ARGS='$(ARGS)' scripts/test cluster
 
 cov: dev  ## tests with coverage, and the thresholds per package
 	@scripts/coverage

@@ -1,7 +1,8 @@
-"""Fails when a test was skipped that must not be: `check_skips.py JUNIT_XML`.
+"""Fails when a test was skipped that must not be: `check_skips.py JUNIT_XML...`.
 
-A skipped test that needs a real Envoy or openssl proves nothing, so such a skip is a failure. So is
-any other skip whose reason is not on the list below.
+A skipped test that needs a real Envoy, openssl, a cluster or network namespaces proves nothing, so such a
+skip is a failure. So is any other skip whose reason is not on the list below, and a report that is absent or
+without a test.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ def forbidden_skips(report: Path) -> list[str]:
 
 
 def main() -> int:
-    report = Path(sys.argv[1])
-    total = sum(1 for _ in ET.parse(report).iter("testcase"))
-    if not total:
-        print(f"{report}: no test ran")
-        return 1
-    found = forbidden_skips(report)
-    for line in found:
-        print(f"skipped, but must not be: {line}")
-    print(f"{total} tests in the report, {len(found)} forbidden skips")
-    return 1 if found else 0
+    failed = False
+    for report in map(Path, sys.argv[1:]):
+        if not report.exists() or not (total := sum(1 for _ in ET.parse(report).iter("testcase"))):
+            print(f"{report}: no test ran")
+            failed = True
+            continue
+        found = forbidden_skips(report)
+        for line in found:
+            print(f"skipped, but must not be: {line}")
+        print(f"{report.name}: {total} tests in the report, {len(found)} forbidden skips")
+        failed = failed or bool(found)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.envoy_process import find_envoy
 from tests.fakes.golden import check_golden
 
+pytest_plugins = ["tests.cluster.fixtures"]
+
 # A shared, loaded machine makes single examples slow: no law is about time. Derandomised, so that a
 # red run is red again; `--hypothesis-profile=explore` looks further.
 settings.register_profile(
@@ -51,5 +53,5 @@ def golden() -> Callable[[str, Any], None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What a test needs goes into the JUnit report, where `scripts/check_skips.py` looks for it."""
     for item in items:
-        needs = [name for name in ("envoy", "openssl") if item.get_closest_marker(name)]
+        needs = [name for name in ("envoy", "openssl", "cluster", "netns") if item.get_closest_marker(name)]
         item.user_properties += [("needs", name) for name in needs]

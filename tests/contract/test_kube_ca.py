@@ -22,10 +22,11 @@ from ca.runtime import Runtime
 from mesh.kube.access import from_kubeconfig
 from mesh.kube.api import KubeError
 from mesh.kube.client import KubeClient
+from tests.cluster.marks import CLUSTER
 from tests.fakes.ca_cluster import RunningClusterCa, until
 from tests.fakes.ca_running import audit_lines, bearer
 
-pytestmark = pytest.mark.cluster
+pytestmark = CLUSTER
 STARTER = """
 import datetime as dt, hashlib, sys
 from pathlib import Path
@@ -47,10 +48,8 @@ print(hashlib.sha256(b"".join(store.roots) + store.issuer(now).certificate.der).
 
 
 @pytest.fixture
-def api(socket_enabled: None) -> Iterator[KubeClient]:
-    if not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG is not set: there is no cluster")
-    client = KubeClient(from_kubeconfig(Path(os.environ["KUBECONFIG"])), user_agent="contract")
+def api(kubeconfig: Path) -> Iterator[KubeClient]:
+    client = KubeClient(from_kubeconfig(kubeconfig), user_agent="contract")
     yield client
     client.close()
 

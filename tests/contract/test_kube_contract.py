@@ -7,13 +7,11 @@ is a fault of the fake.
 from __future__ import annotations
 
 import datetime as dt
-import os
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +24,7 @@ from mesh.kube.discovery import discover
 from mesh.kube.lease import Elector, LeaseConfig
 from mesh.kube.reflector import Collection, Reflector
 from mesh.kube.store import Store
+from tests.cluster.marks import CLUSTER
 from tests.fakes.kube_api import FakeKube
 
 SILENCE = dt.timedelta(seconds=20)
@@ -67,17 +66,14 @@ def _namespace(api: KubeClient) -> Iterator[Place]:
             api.delete(f"/api/v1/namespaces/{name}")
 
 
-@pytest.fixture(params=["fake", pytest.param("cluster", marks=pytest.mark.cluster)])
+@pytest.fixture(params=["fake", pytest.param("cluster", marks=CLUSTER)])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     if request.param == "fake":
         with FakeKube() as kube, _namespace(kube.api()) as found:
             found.kube = kube
             yield found
         return
-    if not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG is not set: there is no cluster to compare with")
-    request.getfixturevalue("socket_enabled")
-    api = KubeClient(from_kubeconfig(Path(os.environ["KUBECONFIG"])), user_agent="contract")
+    api = KubeClient(from_kubeconfig(request.getfixturevalue("kubeconfig")), user_agent="contract")
     try:
         with _namespace(api) as found:
             yield found

@@ -1,29 +1,17 @@
-"""meshctl on a real cluster, named by KUBECONFIG: what the fake API server cannot prove.
-
-Reads and dry runs only, so it may run beside anything; rows about an installation need one.
-"""
+"""meshctl on a real cluster: what the fake API server cannot prove. Reads and dry runs only."""
 
 from __future__ import annotations
 
 import json
-import os
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.marks import CLUSTER
+from tests.cluster.mesh import Mesh
 from tests.fakes.meshctl_cli import Ran, ctl
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
-
-
-@pytest.fixture(autouse=True)
-def kubeconfig() -> str:
-    found = os.environ.get("KUBECONFIG", "")
-    if not found:
-        pytest.skip("KUBECONFIG names no cluster")
-    return found
+pytestmark = [*CLUSTER, pytest.mark.usefixtures("kubeconfig")]
 
 
 def rows(ran: Ran) -> dict[str, dict[str, object]]:
@@ -31,17 +19,11 @@ def rows(ran: Ran) -> dict[str, dict[str, object]]:
 
 
 @pytest.fixture
-def installed() -> dict[str, dict[str, object]]:
-    """Rows of a check, once an installation that has just begun is complete."""
-    end = time.monotonic() + 60
-    while True:
-        ran = ctl("check", "-o", "json")
-        found = rows(ran)
-        if found.get("installed", {}).get("status") != "ok":
-            pytest.skip("Gatehouse is not installed in this cluster")
-        if ran.code == 0 or time.monotonic() > end:
-            return found
-        threading.Event().wait(1)
+def installed(mesh: Mesh) -> dict[str, dict[str, object]]:
+    """Rows of a check of a complete installation."""
+    ran = ctl("check", "-o", "json")
+    assert ran.code == 0, ran.out
+    return rows(ran)
 
 
 def test_before_the_installation() -> None:

@@ -444,7 +444,7 @@ def test_p55_dry_run_never_changes_a_verdict_but_counts(world):
 
 
 def dry_runs(world):
-    """How often a dry run would have denied, by deny and by allow rules: of the whole Envoy, so compare two readings."""
+    """How often dry runs would have denied, by deny and by allow rules; of the whole Envoy: compare two."""
     stats = world.lab.envoy.stats("shadow_denied")
     return [sum(v for k, v in stats.items() if f"istio_dry_run_{kind}_" in k) for kind in ("deny", "allow")]
 

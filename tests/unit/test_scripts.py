@@ -15,8 +15,8 @@ from tests.fakes import golden
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(script: str, report: Path) -> tuple[int, str]:
-    command = [sys.executable, str(ROOT / "scripts" / script), str(report)]
+def run(script: str, *reports: Path) -> tuple[int, str]:
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, reports)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -49,6 +49,14 @@ def test_skips(tmp_path: Path, cases: str, status: int, said: str) -> None:
     code, out = run("check_skips.py", report)
     assert code == status, out
     assert said in out
+
+
+def test_each_report_must_be_there(tmp_path: Path) -> None:
+    good, absent = tmp_path / "good.xml", tmp_path / "absent.xml"
+    good.write_text(f"<testsuite>{case('a')}</testsuite>")
+    code, out = run("check_skips.py", good, absent)
+    assert code == 1
+    assert f"{absent}: no test ran" in out
 
 
 PACKAGES = (

@@ -1,4 +1,8 @@
-"""The cluster of these tests (docs/testing.md): KUBECONFIG's, else one that is started here."""
+"""The cluster of the tests (docs/testing.md): KUBECONFIG's, else one that is started here.
+
+A plugin, not a conftest: the contracts in tests/contract and the paths in tests/e2e/cluster share one
+cluster and one installation.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,6 @@ from tests.cluster.mesh import Mesh
 from tests.cluster.under_test import ClusterUnderTest
 
 _NUMBERS = itertools.count(1)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cluster: needs a Kubernetes cluster, or root on Debian to start one")
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +43,13 @@ def kube() -> Iterator[ClusterUnderTest]:
         yield ClusterUnderTest(Kubectl(kubeconfig), images.REGISTRY, images.TAG, place)
         if not was_up and not os.environ.get("E2E_KEEP"):
             cluster.down(place)
+
+
+@pytest.fixture
+def kubeconfig(kube: ClusterUnderTest, monkeypatch: pytest.MonkeyPatch, socket_enabled: None) -> Path:
+    """The cluster's kubeconfig, also in KUBECONFIG: for tests of our own clients."""
+    monkeypatch.setenv("KUBECONFIG", str(kube.kubectl.kubeconfig))
+    return kube.kubectl.kubeconfig
 
 
 @pytest.fixture
