@@ -12,7 +12,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-BUILD = 2  # counts up when tests/cluster/build.py builds something else
+BUILD = 3  # counts up when tests/cluster/build.py builds something else
 SERVERS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
 PAUSE_IMAGE = "localhost/pause:3"
 
