@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -484,9 +483,7 @@ class TestTcp:
 
     def test_own_tls_of_the_application_has_the_rules_too(self, world):
         hello = b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03" + bytes(194)
-        with contextlib.closing(
-            socket.create_connection((world.tcp["CVE-2019-12243-deny-all"], 9000), 5)
-        ) as raw:
+        with socket.create_connection((world.tcp["CVE-2019-12243-deny-all"], 9000), 20) as raw:
             raw.sendall(hello)
             assert raw.recv(100) == b""
 
