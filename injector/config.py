@@ -291,7 +291,9 @@ class CertificateConfig:
 class JwksConfig:
     """Fetching of key sets for RequestAuthentications."""
 
-    enabled: bool = setting("Fetch the key sets of every jwksUri.", default=True)
+    enabled: bool = setting(
+        "Fetch the key sets of all token issuers: of each jwksUri, or where the issuer says.", default=True
+    )
     config_map: str = setting("Where they are published.", default="gatehouse-jwks", parse=parse_label)
     interval: dt.timedelta = setting(
         "How often a key set is fetched again.",

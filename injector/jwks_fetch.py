@@ -1,10 +1,11 @@
 """Fetching a key set whose address a user of some namespace has written (policy.md e, SSRF).
 
 The address is looked up once, each result is judged, and the connection goes to the judged address:
-a name cannot change its mind in between. The same for every redirect. Loopback, link-local (which holds
-the metadata services of clouds), unspecified, multicast and reserved addresses are never fetched from;
-private ones only where the operator allows their network. No proxy, no credentials, no cookies; time,
-size and redirects are bounded; the answer is never shown to anybody.
+a name cannot change its mind in between. The same for every redirect, and for the address of the keys that
+an issuer's description names. Loopback, link-local (which holds the metadata services of clouds),
+unspecified, multicast and reserved addresses are never fetched from; private ones only where the operator
+allows their network. No proxy, no credentials, no cookies; time, size and redirects are bounded; the answer
+is never shown to anybody.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from mesh.errors import Category, Code, MeshError
 from mesh.policy.jwks import MAX_BYTES, JwksError, parse_key_set
+from mesh.policy.oidc import DiscoveryError, is_discovery, keys_address
 
 MAX_REDIRECTS: Final = 3
 TOTAL_SECONDS: Final = 10.0
@@ -51,6 +53,7 @@ class FetchCode(Code):
     REDIRECTS = "jwks_redirects"
     TOO_LARGE = "jwks_too_large"
     CONTENT = "jwks_content"
+    DISCOVERY = "jwks_discovery"
 
 
 class FetchError(MeshError):
@@ -90,17 +93,27 @@ class Fetcher:
     def fetch(self, url: str) -> str:
         """The key set behind an address: parsed, filtered, canonical JSON.
 
+        The address of an issuer's description (`mesh.policy.oidc`) leads to that of its keys, which is
+        judged as if it had been given, within the same time.
+
         Raises:
             FetchError: with the reason; never with what the other side sent.
         """
         ends = self.monotonic() + self.total_seconds
+        if is_discovery(url):
+            document, _ = self._document(url, ends)
+            url = _described(document, url)
+        return _parsed(*self._document(url, ends))
+
+    def _document(self, url: str, ends: float) -> tuple[bytes, str]:
+        """A body, and the address that it came from after all redirects."""
         for _ in range(MAX_REDIRECTS + 1):
             try:
                 found = self._get(url, ends)
             except (OSError, http.client.HTTPException) as error:
                 raise self._failure(error, _host(url), ends) from error
             if isinstance(found, bytes):
-                return _parsed(found, url)
+                return found, url
             url = found
         raise FetchError(FetchCode.REDIRECTS, f"{_host(url)}: more than {MAX_REDIRECTS} redirects")
 
@@ -265,6 +278,13 @@ def _parsed(body: bytes, url: str) -> str:
     except JwksError as error:
         # Its sentence speaks of shapes and indices, never of contents.
         raise FetchError(FetchCode.CONTENT, f"{_host(url)}: {error.public}") from error
+
+
+def _described(document: bytes, url: str) -> str:
+    try:
+        return keys_address(document, url)
+    except DiscoveryError as error:
+        raise FetchError(FetchCode.DISCOVERY, f"{_host(url)}: {error.public}") from error
 
 
 def _host(url: str) -> str:

@@ -1,7 +1,8 @@
 """Key sets of all RequestAuthentications, fetched once for the mesh and published in one ConfigMap.
 
-`data["keysets.json"]` is an object: jwksUri -> canonical key set, as text. A failed fetch keeps the last good
-set, for as long as somebody names the address; a new leader starts from what is published.
+`data["keysets.json"]` is an object: address (`JwtRule.keys_address`) -> canonical key set, as text. A failed
+fetch keeps the last good set, for as long as somebody names the address; a new leader starts from what
+is published.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class JwksUpkeep:
 
     Args:
         fetch: `Fetcher.fetch`.
-        addresses: every jwksUri that is in use; None while that is not known yet.
+        addresses: every address of keys that is in use; None while that is not known yet.
         interval: seconds between fetches of one address.
         told: result of each fetch: `ok`, or the code of the failure.
     """

@@ -331,8 +331,8 @@ def _jwks(
 
 
 def addresses_of(item: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Every jwksUri of a RequestAuthentication; a refused object has none."""
+    """Where the keys of a RequestAuthentication are: each jwksUri, or the issuer's own description."""
     policy = parse_policy(item).policy
     if not isinstance(policy, RequestAuthentication):
         return None
-    return tuple(rule.jwks_uri for rule in policy.rules if rule.jwks_uri and not rule.jwks) or None
+    return tuple(rule.keys_address for rule in policy.rules if rule.keys_address) or None

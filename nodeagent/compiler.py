@@ -114,7 +114,7 @@ class Compiler:
 
         Args:
             world: everything in force.
-            key_sets: canonical JSON by jwksUri.
+            key_sets: canonical JSON by `JwtRule.keys_address`.
         """
         basis = _Basis(world.policies, world.mesh, dict(key_sets))
         same_basis = basis == self._basis

@@ -45,7 +45,7 @@ class DirectoryState:
     Attributes:
         token_files: where each workload's token is, by uid of the workload.
         directories: where each workload's socket goes, by uid; the agent chooses for those not named.
-        key_sets: canonical JSON by jwksUri.
+        key_sets: canonical JSON by `JwtRule.keys_address`.
         findings: of documents and key sets.
     """
 
@@ -176,7 +176,7 @@ class FileSource:
         for spec in world.key_sets:
             text = self._key_set(spec, world, findings)
             if text is not None:
-                key_sets[spec.jwks_uri] = text
+                key_sets[spec.address] = text
         return DirectoryState(
             world=world,
             token_files={
@@ -191,7 +191,7 @@ class FileSource:
         key = DocumentKey("KeySet", "", spec.name)
         path = self._beside(key, spec.file, world)
         self._key_files[path] = _signature(path)
-        remember = (spec.name, spec.jwks_uri)
+        remember = (spec.name, spec.address)
         try:
             parsed = parse_key_set(_read_bytes(path, MAX_KEY_SET_BYTES))
         except (OSError, MeshError) as error:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mesh.policy.effective import JwtHeader, MtlsMode, ObjectRef
+from mesh.policy.oidc import discovery_address
 
 GROUP: Final = "security.istio.io"
 API_VERSIONS: Final = (f"{GROUP}/v1", f"{GROUP}/v1beta1")
@@ -87,6 +88,11 @@ class JwtRule:
     forward: bool = False
     timeout_seconds: float = 5.0
     space_delimited_claims: tuple[str, ...] = ("scope", "permission")
+
+    @property
+    def keys_address(self) -> str:
+        """The address by which the key set is known; empty when it is inline, or cannot be anywhere."""
+        return "" if self.jwks else self.jwks_uri or discovery_address(self.issuer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from mesh.policy.codes import PolicyCode
 from mesh.policy.effective import JwtHeader
 from mesh.policy.jwks import JwksError, parse_key_set
 from mesh.policy.model import JwtRule, PolicyMeta, RequestAuthentication
+from mesh.policy.oidc import discovery_address
 from mesh.policy.reader import Node, show
 from mesh.policy.values import blocked_host, header_name, is_token, seconds, url
 
@@ -57,8 +58,9 @@ def _rule(node: Node) -> JwtRule:
         return default if value is None else value
 
     split: tuple[str, ...] = read("spaceDelimitedClaims", _texts, ())
+    reader = Node.text if "jwks" in fields or "jwksUri" in fields else _issuer_alone
     return JwtRule(
-        issuer=read("issuer", Node.text, ""),
+        issuer=read("issuer", reader, ""),
         audiences=read("audiences", _texts, ()),
         jwks_uri=read("jwksUri", _jwks_uri, ""),
         jwks=read("jwks", _jwks, ""),
@@ -87,13 +89,35 @@ def _output_header(node: Node) -> str | None:
 
 def _jwks_uri(node: Node) -> str | None:
     address = url(node)
-    if address is not None and blocked_host(address):
+    if address is not None:
+        _warn_of_blocked(node, address)
+    return address
+
+
+def _issuer_alone(node: Node) -> str | None:
+    """An issuer without jwks and jwksUri: its keys are where it says itself (OIDC discovery)."""
+    issuer = node.text()
+    if issuer is None:
+        return None
+    address = discovery_address(issuer)
+    if address:
+        _warn_of_blocked(node, address)
+    else:
+        node.warn(
+            PolicyCode.JWKS_UNAVAILABLE,
+            f"{show(issuer)} is no http:// or https:// address, so its keys cannot be found by it; tokens of"
+            " this issuer are refused until the rule has jwksUri or jwks",
+        )
+    return issuer
+
+
+def _warn_of_blocked(node: Node, address: str) -> None:
+    if blocked_host(address):
         node.warn(
             PolicyCode.JWKS_URI_BLOCKED,
             f"{show(address)} is an address that keys are never fetched from (this host or link-local);"
-            " tokens of this issuer are refused until the URI names the issuer's real host",
+            " tokens of this issuer are refused until the address names the issuer's real host",
         )
-    return address
 
 
 def _jwks(node: Node) -> str | None:

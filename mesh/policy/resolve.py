@@ -55,7 +55,7 @@ def resolve(
         policies: the set; reuse it between calls, it remembers what it compiled.
         workload: namespace, labels and ports count.
         mesh: root namespace and trust domains count.
-        key_sets: canonical JSON (`mesh.policy.jwks`) by `jwksUri`.
+        key_sets: canonical JSON (`mesh.policy.jwks`) by `JwtRule.keys_address`.
         fallback_jwks: key set whose private half nobody has, for issuers without keys: their tokens
             are refused with 401, requests without a token go on (design D14).
     """
@@ -181,7 +181,8 @@ def _resolve_jwt(
     chosen: list[tuple[JwtRule, str]] = []
     for _, policy in policies.request.selected(mesh.root_namespace, workload.namespace, workload.labels):
         for index, rule in enumerate(policy.rules):
-            jwks = rule.jwks or key_sets.get(rule.jwks_uri, "")
+            address = rule.keys_address
+            jwks = rule.jwks or (key_sets.get(address, "") if address else "")
             if not jwks:
                 findings.append(_no_keys(policy, index, rule))
             chosen.append((rule, jwks or fallback_jwks))
@@ -200,9 +201,12 @@ def _no_keys(policy: RequestAuthentication, index: int, rule: JwtRule) -> Findin
     if rule.jwks_uri:
         field, what = "jwksUri", f"no key set is known for {rule.jwks_uri[:200]!r}"
     else:
+        where = rule.keys_address[:200]
         field, what = (
             "issuer",
-            "neither jwks nor jwksUri is given, and keys are not discovered from the issuer",
+            f"no key set is known for {where!r}, where the issuer says which keys it has"
+            if where
+            else "neither jwks nor jwksUri is given, and the issuer is no URL that keys are found by",
         )
     return _warning(
         PolicyCode.JWKS_UNAVAILABLE,

@@ -195,7 +195,7 @@ def _clash(
 
 
 def _without_clashes(values: Iterable[Loaded]) -> tuple[list[Loaded], list[Finding]]:
-    """Leave out what two objects cannot both be: the same host, the same uid."""
+    """Leave out what two objects cannot both be: the same host, uid, or address of keys."""
     kept: list[Loaded] = []
     findings: list[Finding] = []
     unique: dict[tuple[str, str], Loaded] = {}
@@ -205,13 +205,16 @@ def _without_clashes(values: Iterable[Loaded]) -> tuple[list[Loaded], list[Findi
             what, value = "host", item.value.host
         elif isinstance(item.value, WorkloadSpec):
             what, value = "uid", item.value.workload.uid
+        elif isinstance(item.value, KeySetSpec):
+            what, value = "address", item.value.address
         else:
             kept.append(item)
             continue
         first = unique.setdefault((what, value), item)
         if first is not item:
             message = f"has the {what} {value} of the one at {first.place}; this one is ignored"
-            findings.append(_clash(item, message, where=f"spec.{what}"))
+            where = "spec" if what == "address" else f"spec.{what}"
+            findings.append(_clash(item, message, where=where))
             continue
         kept.append(item)
         findings += _address_clashes(item, addresses)

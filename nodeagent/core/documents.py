@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from mesh.errors import MeshError
 from mesh.meshconfig import ForwardClientCert, MeshConfig, OutboundPolicy, PathNormalization
 from mesh.policy.effective import Finding, ObjectRef
+from mesh.policy.oidc import discovery_address
 from mesh.spiffe import SpiffeId, TrustDomain
 from mesh.topology import (
     AppProtocol,
@@ -78,11 +79,17 @@ class ServiceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySetSpec:
-    """A `KeySet` document: where the keys of a token issuer are (file as written)."""
+    """A `KeySet` document: the keys of a token issuer.
+
+    Attributes:
+        address: what policies name the keys by (`JwtRule.keys_address`): the `jwksUri`, or the address
+            of the issuer's description for rules that have neither `jwksUri` nor `jwks`.
+        file: as written.
+    """
 
     name: str
     issuer: str
-    jwks_uri: str
+    address: str
     file: str
 
 
@@ -384,16 +391,21 @@ def _endpoint(item: Fields, namespace: str, *, external: bool) -> tuple[Any, End
 def _key_set(metadata: Fields, spec: Fields) -> KeySetSpec | None:
     metadata.only("name", "labels", "annotations")
     spec.only("issuer", "jwksUri", "file")
-    spec.required("jwksUri", "policies name the key set by it")
     spec.required("file", "the JSON Web Key Set, relative to this file")
+    issuer, address = spec.text("issuer"), spec.text("jwksUri")
+    if not address and spec.has("issuer"):
+        address = discovery_address(issuer)
+        if not address:
+            spec.report(
+                DocumentCode.VALUE,
+                ("issuer",),
+                f"issuer is {issuer[:80]!r}; allowed without jwksUri: an http:// or https:// address",
+            )
+    elif not address:
+        spec.required("jwksUri", "policies name the key set by it, or by an issuer that is a URL")
     if spec.problems:
         return None
-    return KeySetSpec(
-        name=metadata.text("name"),
-        issuer=spec.text("issuer"),
-        jwks_uri=spec.text("jwksUri"),
-        file=spec.text("file"),
-    )
+    return KeySetSpec(name=metadata.text("name"), issuer=issuer, address=address, file=spec.text("file"))
 
 
 def _unique(spec: Fields, key: str, read: Callable[[Fields], tuple[Any, _T] | None]) -> tuple[_T, ...]:

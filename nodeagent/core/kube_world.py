@@ -81,7 +81,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class KubeState:
-    """The world, and the key sets by jwksUri."""
+    """The world, and the key sets by address."""
 
     world: World
     key_sets: Mapping[str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import socket
 import ssl
 import time
@@ -234,3 +235,76 @@ def test_plain_http_needs_the_operator(tmp_path: Path) -> None:
 
 def test_nobody_there(issuer: Issuer) -> None:
     assert refusal(issuer, "https://idp.example:1/").code is FetchCode.CONNECT
+
+
+# --- discovery -----------------------------------------------------------------------------------
+
+DESCRIPTION = "/realm/.well-known/openid-configuration"
+
+
+def describes(server: Issuer, **changes: object) -> None:
+    """The issuer of `/realm` says where its keys are."""
+    document = {"issuer": url(server, "/realm/"), "jwks_uri": url(server, "/keys")} | changes
+    server.pages[DESCRIPTION] = sends(json.dumps(document))
+
+
+def test_an_issuer_says_where_its_keys_are(issuer: Issuer) -> None:
+    text = key_set()
+    describes(issuer)
+    issuer.pages["/keys"] = sends("", 302, Location="/keys/v2")
+    issuer.pages["/keys/v2"] = sends(text)
+    assert fetcher(issuer).fetch(url(issuer, DESCRIPTION)) == parse_key_set(text).json
+    assert issuer.asked == [DESCRIPTION, "/keys", "/keys/v2"]
+
+
+def test_a_description_that_moved_is_still_that_of_the_issuer_that_was_asked(issuer: Issuer) -> None:
+    describes(issuer)
+    issuer.pages["/elsewhere"] = issuer.pages[DESCRIPTION]
+    issuer.pages[DESCRIPTION] = sends("", 302, Location="/elsewhere")
+    issuer.pages["/keys"] = sends(key_set())
+    assert fetcher(issuer).fetch(url(issuer, DESCRIPTION))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        pytest.param({"issuer": "https://evil.example/realm"}, FetchCode.DISCOVERY, id="another-issuer"),
+        pytest.param({"jwks_uri": None}, FetchCode.DISCOVERY, id="no-address"),
+        pytest.param({"jwks_uri": "https://evil.example/x"}, FetchCode.BLOCKED, id="metadata-by-name"),
+        pytest.param({"jwks_uri": "http://idp.example/keys"}, FetchCode.SCHEME, id="downgrade"),
+        pytest.param({"jwks_uri": "file:///etc/passwd"}, FetchCode.URL, id="file"),
+        pytest.param({"jwks_uri": "https://u:p@idp.example/keys"}, FetchCode.URL, id="credentials"),
+        pytest.param({"jwks_uri": "/keys"}, FetchCode.URL, id="relative"),
+    ],
+)
+def test_the_address_in_a_description_is_judged_like_any_other(
+    issuer: Issuer, changes: dict[str, object], code: FetchCode
+) -> None:
+    describes(issuer, **changes)
+    error = refusal(issuer, url(issuer, DESCRIPTION))
+    assert error.code is code
+    assert issuer.asked == [DESCRIPTION]
+    assert "evil.example/realm" not in error.public
+
+
+def test_a_description_that_is_none_is_refused_without_being_shown(issuer: Issuer) -> None:
+    issuer.pages[DESCRIPTION] = sends("secret <html>")
+    error = refusal(issuer, url(issuer, DESCRIPTION))
+    assert error.code is FetchCode.DISCOVERY
+    assert "secret" not in error.public + error.private
+
+
+def test_description_and_keys_share_the_time(issuer: Issuer) -> None:
+    """Each look-up of a name takes 20 s of 30 s: the second is too late, though each alone would not be."""
+    clock = [0.0]
+
+    def slow(host: str, port: int) -> Sequence[str]:
+        clock[0] += 20.0
+        return loopback(host, port)
+
+    describes(issuer)
+    error = refusal(
+        issuer, url(issuer, DESCRIPTION), total_seconds=30.0, monotonic=lambda: clock[0], resolve=slow
+    )
+    assert error.code is FetchCode.TIMEOUT
+    assert (issuer.asked, clock) == ([DESCRIPTION], [40.0])

@@ -93,8 +93,17 @@ def test_addresses_of_request_authentications() -> None:
         "apiVersion": "security.istio.io/v1",
         "kind": "RequestAuthentication",
         "metadata": {"name": "a", "namespace": "shop"},
-        "spec": {"jwtRules": [{"issuer": "x", "jwksUri": "https://idp.example/jwks"}, {"issuer": "y"}]},
+        "spec": {
+            "jwtRules": [
+                {"issuer": "x", "jwksUri": "https://idp.example/jwks"},
+                {"issuer": "y"},
+                {"issuer": "https://idp.example/"},
+            ]
+        },
     }
-    assert addresses_of(item) == ("https://idp.example/jwks",)
+    assert addresses_of(item) == (
+        "https://idp.example/jwks",
+        "https://idp.example/.well-known/openid-configuration",
+    )
     assert addresses_of({**item, "spec": {"jwtRules": [{"issuer": "y"}]}}) is None
     assert addresses_of({**item, "spec": {"nonsense": 1}}) is None

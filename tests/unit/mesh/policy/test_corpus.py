@@ -302,8 +302,36 @@ def test_p32_without_keys_tokens_fail_and_requests_without_one_pass() -> None:
     assert found.jwt.providers[0].jwks == '{"keys":[{"kty":"fallback"}]}'
     assert found.jwt.regions[0].allow_missing
     assert "every token of this issuer is refused (401)" in found.findings[0].message
-    discovered = effective(request_auth({"jwtRules": [{"issuer": I1}]}))
-    assert "keys are not discovered from the issuer" in discovered.findings[0].message
+
+
+def test_keys_of_an_issuer_alone_are_those_of_its_description() -> None:
+    """Policy b.2: neither jwks nor jwksUri means OIDC discovery; `iss` is still compared verbatim."""
+    address = f"{I1}/.well-known/openid-configuration"
+    data = request_auth({"jwtRules": [{"issuer": f"{I1}/"}]})
+    found = effective(data, key_sets={address: "K1", "": "K0"})
+    assert [(p.issuer, p.jwks) for p in found.jwt.providers] == [(f"{I1}/", "K1")]
+    assert found.findings == ()
+    without = effective(data, key_sets={"": "K0"})
+    assert without.jwt.providers[0].jwks == '{"keys":[{"kty":"fallback"}]}'
+    assert [str(f.code) for f in without.findings] == ["policy_jwks_unavailable"]
+    assert address in without.findings[0].message
+
+
+def test_an_issuer_alone_that_is_no_url_is_reported_and_falls_back() -> None:
+    data = request_auth({"jwtRules": [{"issuer": "testing@secure.istio.io"}]})
+    (warned,) = parse_policy(data).findings
+    assert (str(warned.code), warned.field) == ("policy_jwks_unavailable", "spec.jwtRules[0].issuer")
+    assert "until the rule has jwksUri or jwks" in warned.message
+    found = effective(data, key_sets={"": "K0"})
+    assert found.jwt.providers[0].jwks == '{"keys":[{"kty":"fallback"}]}'
+    assert "the issuer is no URL that keys are found by" in found.findings[0].message
+
+
+def test_an_issuer_alone_on_this_host_is_reported() -> None:
+    result = parse_policy(request_auth({"jwtRules": [{"issuer": "http://169.254.169.254"}]}))
+    assert [(str(f.code), f.field) for f in result.findings] == [
+        ("policy_jwks_uri_blocked", "spec.jwtRules[0].issuer")
+    ]
 
 
 @pytest.mark.parametrize(

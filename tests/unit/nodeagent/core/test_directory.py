@@ -32,6 +32,10 @@ def mesh(domain: str = "example.org") -> str:
     return f"---\n{API}kind: Mesh\nmetadata: {{name: {domain}}}\nspec: {{trustDomain: {domain}}}\n"
 
 
+def key_set(name: str, where: str = 'jwksUri: "https://i/keys"') -> str:
+    return f"---\n{API}kind: KeySet\nmetadata: {{name: {name}}}\nspec: {{{where}, file: k.json}}\n"
+
+
 def policy(name: str = "deny", action: str = "DENY") -> str:
     return (
         "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n"
@@ -146,6 +150,13 @@ DUPLICATES = [
     ("same-object", workload(), workload(), "is written twice, first at a.yaml:2"),
     ("two-meshes", mesh("one.org"), mesh("two.org"), "is written twice, first at a.yaml:2"),
     ("same-host", service("x", "h.example"), service("y", "h.example"), "has the host h.example"),
+    ("same-keys", key_set("x"), key_set("y"), "has the address https://i/keys of the one at a.yaml:2"),
+    (
+        "same-issuer",
+        key_set("x", 'issuer: "https://i"'),
+        key_set("y", 'issuer: "https://i/"'),
+        "has the address https://i/.well-known/openid-configuration",
+    ),
     ("same-uid", workload("x", extra="  uid: u\n"), workload("y", extra="  uid: u\n"), "has the uid u"),
 ]
 
@@ -161,7 +172,8 @@ def test_of_two_that_cannot_both_be_the_first_counts(
     assert [f.code for f in findings] == [DocumentCode.DUPLICATE]
     assert message in findings[0].message
     assert findings[0].place.startswith("b.yaml:")
-    assert len(world.workloads) + len(world.services) + (world.mesh is not DEFAULT_MESH) == 1
+    in_force = (*world.workloads, *world.services, *world.key_sets)
+    assert len(in_force) + (world.mesh is not DEFAULT_MESH) == 1
     again = directory.update({"a.yaml": None})
     assert not again.findings  # with the first gone, the second counts
 

@@ -148,9 +148,16 @@ def test_key_set() -> None:
     assert good(KEY_SET) == KeySetSpec(
         name="demo-issuer",
         issuer="https://issuer.demo",
-        jwks_uri="https://issuer.demo/jwks",
+        address="https://issuer.demo/jwks",
         file="../keys/issuer.json",
     )
+
+
+def test_key_set_of_an_issuer_alone() -> None:
+    """For rules without jwksUri: a node fetches nothing, so the keys that discovery finds are given."""
+    spec = good(KEY_SET.replace('jwksUri: "https://issuer.demo/jwks", ', ""))
+    assert isinstance(spec, KeySetSpec)
+    assert spec.address == "https://issuer.demo/.well-known/openid-configuration"
 
 
 def test_mesh() -> None:
@@ -284,6 +291,20 @@ BAD = [
         5,
         DocumentCode.MISSING,
         "JSON Web Key Set",
+    ),
+    (
+        "key-address",
+        KEY_SET.replace('issuer: "https://issuer.demo", jwksUri: "https://issuer.demo/jwks", ', ""),
+        5,
+        DocumentCode.MISSING,
+        "jwksUri is missing",
+    ),
+    (
+        "key-issuer",
+        KEY_SET.replace('"https://issuer.demo", jwksUri: "https://issuer.demo/jwks"', "me@issuer.demo"),
+        5,
+        DocumentCode.VALUE,
+        "allowed without jwksUri: an http:// or https:// address",
     ),
 ]
 
