@@ -137,7 +137,7 @@ class Lab:
     sets: list[Inlined] = field(default_factory=list)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _contexts: dict[Any, ssl.SSLContext] = field(default_factory=dict)
-    _base: str = ""
+    _base: tuple[int, int] = (0, 0)
     _count: int = 0
     apps: dict[str, Any] = field(default_factory=dict)
     envoy: EnvoyProcess | None = None
@@ -145,7 +145,7 @@ class Lab:
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         chance = random.Random(os.getpid() ^ id(self))
-        self._base = f"127.{chance.randrange(16, 250)}.{chance.randrange(250)}"
+        self._base = (chance.randrange(16, 250), chance.randrange(240))
         self.apps = {
             "http": _Http(("127.0.0.1", 0), _App),
             "echo": _Tcp(),
@@ -180,7 +180,8 @@ class Lab:
         """Add a workload; its address. Egress listeners bind to the same address."""
         self._count += 1
         name = f"w{self._count}"
-        address = f"{self._base}.{self._count}"
+        beyond, last = divmod(self._count, 250)
+        address = f"127.{self._base[0]}.{self._base[1] + beyond}.{last + 1}"
         workload = Workload(
             uid=name,
             namespace="demo",

@@ -2,250 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from mesh.policy.effective import JwtHeader, MtlsMode
 from mesh.policy.parse import parse_policy
-from tests.fakes.policy_eval import Answer, Call, Token, evaluate
-from tests.fakes.policy_objects import (
-    ROOT,
-    authz,
-    effective,
-    errors,
-    peer_auth,
-    policy_set,
-    request_auth,
-    workload,
+from tests.fakes.policy_corpus import (
+    ECHO,
+    FIELD_ROWS,
+    I1,
+    JWKS1,
+    RA1,
+    RA2,
+    ROWS,
+    STRICT,
+    allow,
+    deny,
+    what,
+    when,
+    who,
 )
-
-BAR = "spiffe://cluster.local/ns/bar/sa/sleep"
-FOO = "spiffe://cluster.local/ns/foo/sa/sleep"
-I1, I2 = "https://i1.example", "https://i2.example"
-JWKS1, JWKS2 = f"{I1}/jwks", f"{I2}/jwks"
-T1 = Token(claims={"iss": I1, "sub": "alice", "groups": ["dev"], "scope": "read write"})
-T1_BAD = dataclasses.replace(T1, good=False)
-T2 = Token(claims={"iss": I2, "sub": "bob"})
-RA1 = request_auth({"jwtRules": [{"issuer": I1, "jwksUri": JWKS1}]}, name="i1")
-RA2 = request_auth({"jwtRules": [{"issuer": I2, "jwksUri": JWKS2}]}, name="i2")
-OK, RESET, NO, WHO = Answer.OK, Answer.RESET, Answer.FORBIDDEN, Answer.UNAUTHENTICATED
-STRICT = {"mtls": {"mode": "STRICT"}}
-ECHO = workload(labels={"app": "tcp-echo"}, http=(), tcp=(9000, 9001))
-
-
-def claims(**changed: object) -> Token:
-    return Token(claims={"iss": I1, "sub": "alice"} | changed)
-
-
-def without_sub() -> Token:
-    return Token(claims={"iss": I1})
-
-
-def allow(**spec: object) -> dict[str, object]:
-    return authz({"rules": [spec]}, name="allow")
-
-
-def deny(**spec: object) -> dict[str, object]:
-    return authz({"action": "DENY", "rules": [spec]}, name="deny")
-
-
-def who(**source: object) -> dict[str, object]:
-    return {"from": [{"source": source}]}
-
-
-def what(**operation: object) -> dict[str, object]:
-    return {"to": [{"operation": operation}]}
-
-
-def when(key: str, *values: str) -> dict[str, object]:
-    return {"when": [{"key": key, "values": list(values)}]}
-
-
-MTLS, PLAIN = Call(peer=BAR), Call()
-
-ROWS = [
-    ("P-01", [], [(PLAIN, OK), (MTLS, OK)]),
-    ("P-02", [peer_auth(STRICT)], [(PLAIN, RESET), (MTLS, OK)]),
-    (
-        "P-03",
-        [peer_auth(STRICT, namespace=ROOT), peer_auth({"mtls": {"mode": "DISABLE"}})],
-        [(PLAIN, OK)],
-    ),
-    (
-        "P-04",
-        [
-            peer_auth(STRICT),
-            peer_auth(
-                {
-                    "selector": {"matchLabels": {"app": "httpbin"}},
-                    "portLevelMtls": {"8080": {"mode": "DISABLE"}},
-                },
-                name="w",
-            ),
-        ],
-        [(PLAIN, OK), (Call(port=9000), RESET)],
-    ),
-    (
-        "P-05",
-        [
-            peer_auth(STRICT),
-            peer_auth(
-                {
-                    "selector": {"matchLabels": {"app": "httpbin"}},
-                    "portLevelMtls": {"8000": {"mode": "DISABLE"}},
-                },
-                name="w",
-            ),
-        ],
-        [(PLAIN, RESET), (MTLS, OK)],
-    ),
-    ("P-06", [peer_auth(STRICT, namespace=ROOT), peer_auth({})], [(PLAIN, RESET), (MTLS, OK)]),
-    ("P-12", [peer_auth(STRICT)], [(Call(port=9002, http=False), RESET)]),
-    ("P-21", [RA1], [(PLAIN, OK), (Call(token=T1), OK), (Call(token=T1_BAD), WHO)]),
-    ("P-22", [RA1], [(Call(token=T2), WHO), (Call(token=T1), OK)]),
-    (
-        "P-23",
-        [request_auth({"jwtRules": [{"issuer": I1, "jwksUri": JWKS1, "audiences": ["a"]}]})],
-        [
-            (Call(token=claims(aud="b")), NO),
-            (Call(token=claims()), NO),
-            (Call(token=claims(aud=["x", "a"])), OK),
-        ],
-    ),
-    ("P-24", [RA1, RA2], [(Call(token=T1), OK), (Call(token=T2), OK), (PLAIN, OK)]),
-    (
-        "P-30",
-        [RA1, allow(**who(requestPrincipals=["*"]))],
-        [(PLAIN, NO), (Call(token=T1), OK), (Call(token=without_sub()), NO)],
-    ),
-    (
-        "P-31",
-        [RA1, allow(**who(requestPrincipals=[f"{I1}/alice"]))],
-        [(Call(token=T1), OK), (Call(token=claims(sub="bob")), NO)],
-    ),
-    (
-        "P-35",
-        [RA1, allow(**when("request.auth.claims[scope]", "write"))],
-        [(Call(token=T1), OK), (Call(token=claims(scope="read")), NO)],
-    ),
-    (
-        "P-36",
-        [RA1, allow(**when("request.auth.claims[nested][role]", "admin"))],
-        [
-            (Call(token=claims(nested={"role": ["admin", "x"]})), OK),
-            (Call(token=claims(nested={"role": "user"})), NO),
-        ],
-    ),
-    ("P-41", [authz({})], [(MTLS, NO)]),
-    (
-        "P-42",
-        [allow(**who(principals=["cluster.local/ns/bar/sa/sleep"]))],
-        [(MTLS, OK), (Call(peer=FOO), NO), (PLAIN, NO)],
-    ),
-    (
-        "P-43",
-        [allow(**who(namespaces=["bar"]), **what(methods=["GET"], paths=["/info*"]))],
-        [
-            (Call(peer=BAR, path="/info/1"), OK),
-            (Call(peer=BAR, path="/info", method="POST"), NO),
-            (Call(peer=BAR, path="/x"), NO),
-        ],
-    ),
-    (
-        "P-44",
-        [deny(**what(paths=["/admin"])), allow(**what(paths=["/*"]))],
-        [(Call(path="/admin"), NO), (Call(path="/ok"), OK)],
-    ),
-    (
-        "P-46",
-        [deny(**what(hosts=["api.foo.example"]))],
-        [
-            (Call(host="API.foo.example"), NO),
-            (Call(host="api.foo.example:80"), NO),
-            (Call(host="api.foo.example.org"), OK),
-        ],
-    ),
-    ("P-47", [deny(**who(notPrincipals=["*"]))], [(PLAIN, NO), (MTLS, OK)]),
-    ("P-48", [allow(**who(notNamespaces=["bar"]))], [(MTLS, NO), (PLAIN, OK)]),
-    (
-        "P-49",
-        [allow(**when("request.headers[X-R]", "a"))],
-        [
-            (Call(headers={"x-r": ("a",)}), OK),
-            (Call(headers={"x-r": ("b",)}), NO),
-            (PLAIN, NO),
-            (Call(headers={"x-r": ("b", "a")}), OK),
-        ],
-    ),
-    (
-        "P-50",
-        [allow(**what(paths=["/foo/{*}"]))],
-        [(Call(path="/foo/a"), OK), (Call(path="/foo/a/b"), NO), (Call(path="/foo/"), NO)],
-    ),
-    (
-        "P-51",
-        [
-            authz({"rules": [who(namespaces=["foo"])]}, namespace=ROOT),
-            authz({"rules": [who(namespaces=["bar"])]}),
-        ],
-        [(MTLS, OK), (Call(peer=FOO), OK), (PLAIN, NO)],
-    ),
-    (
-        "P-52",
-        [allow(**what(ports=["9000"]))],
-        [(Call(port=port, http=False), answer) for port, answer in ((9000, OK), (9001, NO), (9002, NO))],
-    ),
-    (
-        "P-53",
-        [allow(**what(methods=["GET"], ports=["9000"]))],
-        [(Call(port=9000, http=False), NO), (Call(port=9000), OK)],
-    ),
-    (
-        "P-54",
-        [deny(**who(namespaces=["bar"]), **what(ports=["9001"]))],
-        [
-            (Call(port=9001, http=False, peer=BAR), NO),
-            (Call(port=9000, http=False, peer=BAR), OK),
-            (Call(port=9001, http=False, peer=FOO), OK),
-        ],
-    ),
-    (
-        "P-55",
-        [
-            authz(
-                {"action": "DENY", "rules": [what(paths=["/x"])]},
-                annotations={"istio.io/dry-run": "true"},
-            )
-        ],
-        [(Call(path="/x"), OK)],
-    ),
-    (
-        "CVE-2026-39350",
-        [allow(**who(serviceAccounts=["bar/a.b"]))],
-        [
-            (Call(peer="spiffe://cluster.local/ns/bar/sa/a.b"), OK),
-            (Call(peer="spiffe://cluster.local/ns/bar/sa/axb"), NO),
-        ],
-    ),
-    (
-        "CVE-2020-16844",
-        [deny(**who(principals=["*/sa/sleep"]))],
-        [(Call(peer=BAR, http=False), NO), (Call(peer="spiffe://cluster.local/ns/bar/sa/x", http=False), OK)],
-    ),
-    (
-        "DENY paths blocks TCP (istio#24845)",
-        [deny(**what(paths=["/admin"]))],
-        [(Call(port=9000, http=False), NO), (PLAIN, OK)],
-    ),
-]
+from tests.fakes.policy_eval import Answer, Call, evaluate
+from tests.fakes.policy_objects import authz, effective, errors, peer_auth, policy_set, request_auth
 
 
 @pytest.mark.parametrize(
     ("objects", "call", "answer"),
     [
         pytest.param(objects, call, answer, id=f"{row}-{index}-{answer.value}")
-        for row, objects, calls in ROWS
+        for row, objects, calls in (*ROWS, *FIELD_ROWS)
         for index, (call, answer) in enumerate(calls)
     ],
 )
