@@ -41,7 +41,7 @@ UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade:
 GREETING = b"220 hello\r\n"
 MESH_ALPN = ("istio-http/1.1", "istio", "http/1.1")
 TCP_ALPN = ("istio-peer-exchange", "istio")
-TIMEOUT = 5.0
+TIMEOUT = 20.0
 
 
 class Closed(Exception):  # noqa: N818 - an outcome, not a fault

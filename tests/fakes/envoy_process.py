@@ -104,7 +104,7 @@ class EnvoyProcess:
         base_dir: Path,
         *,
         wait_ready: bool = True,
-        deadline: float = 20.0,
+        deadline: float = 60.0,
         extra_args: Sequence[str] = (),
         log_level: str = "info",
     ) -> None:

@@ -23,15 +23,10 @@ import yaml
 from injector.keeper import write_pair
 from tests.fakes.injector_pki import NAMES, Root
 from tests.fakes.kube_api import FakeKube
+from tests.fakes.ports import claim_port
 
 DEADLINE_SECONDS = 40.0
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -54,7 +49,7 @@ class Webhook:
     def __init__(self, directory: Path, kube: FakeKube, settings: Mapping[str, Any] | None = None) -> None:
         self.directory = directory
         self.root = Root()
-        self.port, self.plain = free_port(), free_port()
+        self.port, self.plain = claim_port(), claim_port()
         write_pair(directory / "serving", *_pair(self.root))
         self.config: dict[str, Any] = {
             "serving_dir": "serving",

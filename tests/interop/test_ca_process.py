@@ -26,14 +26,9 @@ from mesh.x509 import pem
 from tests.fakes import ca_tokens
 from tests.fakes.ca_factory import make_hierarchy, new_key
 from tests.fakes.ca_running import Client, bearer, make_csr, settings
+from tests.fakes.ports import claim_port
 
 DEADLINE_SECONDS = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -51,7 +46,7 @@ def write_config(directory: Path, **overrides: object) -> Path:
     found: dict[str, Any] = {}
     values = settings(directory, **overrides)
     for name in ("grpc", "http", "plain"):
-        values[f"listen.{name}"] = f"127.0.0.1:{free_port()}"
+        values[f"listen.{name}"] = f"127.0.0.1:{claim_port()}"
     del values["listen.mtls"]
     values["token.audiences"] = [ca_tokens.AUDIENCE]
     for path, value in values.items():

@@ -227,7 +227,7 @@ def test_http_1_0_is_told_to_upgrade(world):
 def test_age_of_connections_is_bounded_by_an_option(world):
     """`max_connection_seconds`: the proxy says `Connection: close`, and cuts nothing."""
     with world.lab.connect(world.short, 8080) as connection:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while "connection" not in (reply := request(connection)).headers:
             assert reply.status == 200
             assert time.monotonic() < end, "the connection was not told to end"

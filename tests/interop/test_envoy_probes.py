@@ -371,7 +371,7 @@ def test_the_delay_before_termination(running: Running, path: str) -> None:
     begin = time.monotonic()
     status, body, _ = running.get(path)
     assert (status, body) == (200, "waited\n")
-    assert 0.95 < time.monotonic() - begin < 5
+    assert 0.95 < time.monotonic() - begin < 20
 
 
 def test_metrics_are_merged(running: Running) -> None:

@@ -26,8 +26,9 @@ from mesh.x509.certs import read_certificate
 from tests.fakes import ca_running, ca_tokens
 from tests.fakes import injector_reviews as reviews
 from tests.fakes.injector_pki import NAMES, Root
-from tests.fakes.injector_running import REPOSITORY, free_port, shop, wait_for
+from tests.fakes.injector_running import REPOSITORY, shop, wait_for
 from tests.fakes.kube_api import FakeKube
+from tests.fakes.ports import claim_port
 
 CONFIGURATION = "gatehouse-sidecar-injector"
 
@@ -60,7 +61,7 @@ class World:
 
     def __init__(self, directory: Path, kube: FakeKube, ca: ca_running.RunningCa) -> None:
         self.directory, self.kube, self.ca = directory, kube, ca
-        self.https, self.plain, self.keeper_port, self.upkeep_port = (free_port() for _ in range(4))
+        self.https, self.plain, self.keeper_port, self.upkeep_port = (claim_port() for _ in range(4))
         (directory / "token").write_text(self.token())
         self.root_file = ca.runtime.config.state_dir / "root-cert.pem"
         self.config = directory / "injector.yaml"

@@ -166,7 +166,7 @@ def test_d1_a_slow_body_gets_408_within_its_time(webhook: Webhook) -> None:
         tls.sendall(JSON + b"Content-Length: 1000\r\n\r\n")
         started, found = time.monotonic(), b""
         tls.settimeout(0.2)
-        while not found and time.monotonic() - started < 10:
+        while not found and time.monotonic() - started < 60:
             try:
                 tls.sendall(b" ")
                 found = tls.recv(65536)
@@ -175,14 +175,14 @@ def test_d1_a_slow_body_gets_408_within_its_time(webhook: Webhook) -> None:
             except OSError:
                 break
     assert found.startswith(b"HTTP/1.1 408"), found
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 30, "the bytes would have gone on for minutes"
 
 
 def test_d1_a_slow_head_is_dropped_within_its_time(webhook: Webhook) -> None:
     with webhook.connect() as tls:
         tls.settimeout(0.2)
         started, ended = time.monotonic(), False
-        while not ended and time.monotonic() - started < 10:
+        while not ended and time.monotonic() - started < 60:
             try:
                 tls.sendall(b"X")
                 ended = tls.recv(100) == b""
@@ -191,23 +191,23 @@ def test_d1_a_slow_head_is_dropped_within_its_time(webhook: Webhook) -> None:
             except OSError:
                 ended = True
     assert ended
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 30, "the bytes would have gone on for minutes"
 
 
 def test_d1_silent_connections_hold_no_thread(webhook: Webhook) -> None:
-    """Fifty connections that say nothing, with four threads: everybody else is served at once."""
-    silent = [socket.create_connection(("127.0.0.1", webhook.port)) for _ in range(50)]
+    """Two hundred connections that say nothing, four threads, a second for each: they would be 50 s."""
+    silent = [socket.create_connection(("127.0.0.1", webhook.port)) for _ in range(200)]
     try:
         started = time.monotonic()
         assert webhook.review(reviews.body())["allowed"] is True
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 20
     finally:
         for sock in silent:
             sock.close()
 
 
 def test_d1_half_handshakes_end_within_their_time(webhook: Webhook) -> None:
-    with socket.create_connection(("127.0.0.1", webhook.port), timeout=10) as plain:
+    with socket.create_connection(("127.0.0.1", webhook.port), timeout=60) as plain:
         plain.sendall(b"\x16\x03\x01\x02\x00\x01")
         assert plain.recv(10) == b""
 

