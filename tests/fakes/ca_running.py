@@ -89,7 +89,7 @@ class Client:
         self.channel = grpc.secure_channel(f"localhost:{port}", credentials, options)
         self._stub = istio_ca_pb2_grpc.IstioCertificateServiceStub(self.channel)
 
-    def create(self, headers: Metadata, csr: str, *, timeout: float = 10, **fields: Any) -> Answer:
+    def create(self, headers: Metadata, csr: str, *, timeout: float = 30, **fields: Any) -> Answer:
         request = istio_ca_pb2.IstioCertificateRequest(csr=csr, **fields)
         try:
             response, call = self._stub.CreateCertificate.with_call(
