@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from mesh.spiffe import TrustDomain
 from mesh.topology import AppProtocol
 from tests.fakes.envoy_lab import MESH_ALPN, TCP_ALPN, Closed, Lab, request
 from tests.fakes.envoy_tokens import Issuer, bearer
+from tests.fakes.http2 import request as http2_request
 from tests.fakes.policy_corpus import FIELD_ROWS, I1, I2, JWKS1, JWKS2, ROWS
 from tests.fakes.policy_eval import Answer, Call
 from tests.fakes.policy_objects import MESH, effective, workload
@@ -24,6 +26,7 @@ pytestmark = [pytest.mark.envoy, pytest.mark.xdist_group("envoy-corpus")]
 ALIASED = dataclasses.replace(MESH, trust_domain_aliases=(TrustDomain("old.example"),))
 ISSUERS = {I1: Issuer(I1), I2: Issuer(I2, "k2")}
 KEYS = {JWKS1: ISSUERS[I1].jwks(), JWKS2: ISSUERS[I2].jwks()}
+HTTP2_ALPN = ("istio-h2", "istio", "h2")
 FORGER = Issuer(I1, "another")
 HTTP_ONLY = {
     "requestPrincipals",
@@ -60,29 +63,34 @@ class World:
                 ports = [lab.port(number, protocol) for number in numbers]
                 self.addresses[name, http] = lab.workload(policy, ports, mesh=ALIASED)
 
-    def ask(self, name: str, call: Call) -> tuple[Answer, str]:
+    def ask(self, name: str, call: Call, *, http2: bool = False) -> tuple[Answer, str]:
         """The answer, and the body of a refusal."""
         try:
-            return self._ask(self.addresses[name, call.http], call)
+            return self._ask(self.addresses[name, call.http], call, http2=http2)
         except Closed as error:
             return Answer.RESET, str(error)
 
-    def _ask(self, address: str, call: Call) -> tuple[Answer, str]:
+    def _ask(self, address: str, call: Call, *, http2: bool) -> tuple[Answer, str]:
         source = call.source_ip if call.source_ip.startswith("127.") else None
         with self.lab.connect(
-            address, call.port, tls=self._tls(call), sni=call.sni or None, source=source
+            address, call.port, tls=self._tls(call, http2=http2), sni=call.sni or None, source=source
         ) as connection:
             if not call.http:
                 connection.sendall(b"ping pong")
                 return (Answer.OK, "") if connection.recv(100) == b"ping pong" else (Answer.RESET, "closed")
-            reply = request(connection, call.path, method=call.method, host=call.host, headers=_headers(call))
-        return Answer(str(reply.status)) if reply.status != 200 else Answer.OK, reply.body
+            options: dict[str, Any] = {"method": call.method, "host": call.host, "headers": _headers(call)}
+            if http2:
+                status, body = http2_request(connection, call.path, **options)
+            else:
+                reply = request(connection, call.path, **options)
+                status, body = reply.status, reply.body
+        return Answer(str(status)) if status != 200 else Answer.OK, body
 
-    def _tls(self, call: Call):
+    def _tls(self, call: Call, *, http2: bool):
         if call.peer is None:
             return None
         domain, _, namespace, _, name = call.peer.removeprefix("spiffe://").split("/")
-        alpn = MESH_ALPN if call.http else TCP_ALPN
+        alpn = TCP_ALPN if not call.http else HTTP2_ALPN if http2 else MESH_ALPN
         return self.lab.client(name, namespace=namespace, trust_domain=domain, alpn=alpn)
 
 
@@ -121,6 +129,17 @@ def test_corpus(world, name):
         assert got is wanted, (call, body)
         if wanted in REFUSED:
             assert body in REFUSED[wanted], call
+
+
+@pytest.mark.parametrize("name", [n for n, (_, calls) in CASES.items() if any(c.http for c, _ in calls)])
+def test_corpus_http2(world, name):
+    """The same answers over HTTP/2, where host and path are fields like any other."""
+    for call, wanted in CASES[name][1]:
+        if call.http:
+            got, body = world.ask(name, call, http2=True)
+            assert got is wanted, (call, body)
+            if wanted in REFUSED:
+                assert body in REFUSED[wanted], call
 
 
 def test_every_refusal_has_a_twin():
