@@ -41,6 +41,7 @@ examples:
   make demo ARGS=--keep            ... then leave it running, and say how to poke at it
   make demo ARGS='--only 4,9'      some checks only
   make demo ARGS=--json            one JSON object: {{"checks": [{{"name", "expected", "got", "ok"}}], "ok"}}
+                                   (and "error" when the demo itself could not run)
 
 exit codes: 0 all checks are good; 1 a check failed; 2 the demo itself could not run; 130 interrupted.
 docs/demo.md explains what each check shows. NO_COLOR=1 turns colours off.
@@ -65,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except DemoError as error:
         report.text(f"\nthe demo could not run: {error}")
+        if options.json:
+            print(as_json([], error=str(error)), flush=True)
     finally:
         _clean_up(directory, report, keep_files=code in {EXIT_FAILED, EXIT_BROKEN})
     return code

@@ -104,10 +104,15 @@ class Report:
         print(text, file=self._out, flush=True)
 
 
-def as_json(checks: Sequence[Check]) -> str:
-    """One object for programs; `expected` and `got` hold every row, `rows` has them one by one."""
+def as_json(checks: Sequence[Check], *, error: str = "") -> str:
+    """One object for programs; `expected` and `got` hold every row, `rows` has them one by one.
+
+    Args:
+        error: why the demo itself could not run; then there is nothing to show, and nothing is good.
+    """
     return json.dumps(
         {
+            **({"error": error} if error else {}),
             "checks": [
                 {
                     "name": f"{check.number}. {check.name}",

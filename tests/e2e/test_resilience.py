@@ -54,13 +54,13 @@ def wait_renewed(demo: Demo, names: tuple[str, ...] = WORKLOADS) -> None:
     wait_for(
         f"renewals of {', '.join(names)}",
         lambda: all(len(demo.watches[name].history) > before[name] for name in names),
-        seconds=LEAF_SECONDS * 1.5,
+        seconds=LEAF_SECONDS * 4,
     )
 
 
 def more_requests(load: Load, count: int = 200) -> Tally:
     start = load.tally().requests
-    wait_for("requests", lambda: load.tally().requests >= start + count, seconds=20)
+    wait_for("requests", lambda: load.tally().requests >= start + count, seconds=40)
     return load.tally()
 
 
@@ -72,13 +72,13 @@ def test_load_sees_failures(demo: Demo) -> None:
         more_requests(load)
         assert load.tally().failures == 0
         demo.envoys["ratings"].kill()
-        wait_for("failures", lambda: load.tally().failures > 0, seconds=10)
+        wait_for("failures", lambda: load.tally().failures > 0, seconds=40)
         assert any("database" in message for message in load.tally().messages)
     finally:
         load.stop()
         demo.envoys["ratings"].start()
     target = demo.egress("reviews", at.EGRESS_RATINGS)
-    wait_for("ratings to be back", lambda: call(target, "/ratings/2").status == 200, seconds=10)
+    wait_for("ratings to be back", lambda: call(target, "/ratings/2").status == 200, seconds=40)
 
 
 def test_an_envoy_that_starts_again_is_configured_at_once(demo: Demo) -> None:
@@ -87,7 +87,7 @@ def test_an_envoy_that_starts_again_is_configured_at_once(demo: Demo) -> None:
     demo.envoys["reviews"].kill()
     demo.envoys["reviews"].start()
     web, intruder = (demo.egress(name, at.EGRESS_REVIEWS) for name in ("web", "intruder"))
-    wait_for("reviews to be back", lambda: call(web, "/reviews/2").status == 200, seconds=10)
+    wait_for("reviews to be back", lambda: call(web, "/reviews/2").status == 200, seconds=40)
     assert call(intruder, "/reviews/2").short == "403 RBAC: access denied"
     assert demo.workload_status("reviews")["issued"] <= issued + 1
 
@@ -107,8 +107,8 @@ def test_the_agent_goes_away_and_comes_back_under_load(
     with demo.edited("live.yaml", text.replace("[/closed]", "[/closed, /open]")):
         assert call(target, "/open").status == 200, "nobody was there to read the edit"
         demo.agent.start()
-        wait_for("the edit to hold", lambda: call(target, "/open").status == 403, seconds=15)
-    wait_for("the edit to be taken back", lambda: call(target, "/open").status == 200, seconds=5)
+        wait_for("the edit to hold", lambda: call(target, "/open").status == 403, seconds=40)
+    wait_for("the edit to be taken back", lambda: call(target, "/open").status == 200, seconds=40)
     wait_renewed(demo)
     tally = more_requests(load)
     assert tally.failures == 0, tally.messages
@@ -120,9 +120,9 @@ def test_a_deleted_policy_no_longer_holds_and_comes_back(demo: Demo) -> None:
     target = demo.egress("web", at.EGRESS_REVIEWS)
     assert call(target, "/closed").status == 403
     path.unlink()
-    wait_for("the policy to be gone", lambda: call(target, "/closed").status == 200, seconds=5)
+    wait_for("the policy to be gone", lambda: call(target, "/closed").status == 200, seconds=40)
     path.write_text(text)  # not in one step: as an editor does it
-    wait_for("the policy to be back", lambda: call(target, "/closed").status == 403, seconds=5)
+    wait_for("the policy to be back", lambda: call(target, "/closed").status == 403, seconds=40)
 
 
 @contextlib.contextmanager
@@ -150,13 +150,13 @@ def late_workload(demo: Demo, token: str) -> Iterator[Watch]:
         yield watch
     finally:
         file.unlink()
-        wait_for("its socket to be gone", lambda: not layout.socket("late").parent.exists(), seconds=10)
+        wait_for("its socket to be gone", lambda: not layout.socket("late").parent.exists(), seconds=40)
         watch.stop()
 
 
 def test_a_workload_is_added_and_removed_while_running(demo: Demo) -> None:
     with late_workload(demo, workload_token(demo.cluster, "late")) as watch:
-        identity = wait_for("an SVID of the new workload", lambda: watch.current, seconds=10)
+        identity = wait_for("an SVID of the new workload", lambda: watch.current, seconds=40)
         assert identity.spiffe_id == at.spiffe_id("late")
     assert {w["workload"] for w in demo.status()["workloads"]} == {f"demo/{name}" for name in WORKLOADS}
 
@@ -180,10 +180,10 @@ def test_a_wrong_token_brings_no_identity_until_it_is_right(
         return bool(found) and found[0]["code"] == code
 
     with late_workload(demo, make(demo)) as watch:
-        wait_for(f"the refusal {code}", refused, seconds=10)
+        wait_for(f"the refusal {code}", refused, seconds=40)
         assert watch.history == []
         write_atomically(demo.layout.tokens / "late.jwt", workload_token(demo.cluster, "late"))
         # The file is looked at on each tick of the clock, which is 15 s.
-        identity = wait_for("an SVID with the right token", lambda: watch.current, seconds=20)
+        identity = wait_for("an SVID with the right token", lambda: watch.current, seconds=40)
         assert identity.spiffe_id == at.spiffe_id("late")
         assert {e.spiffe_id for e in watch.history} == {at.spiffe_id("late")}

@@ -21,8 +21,8 @@ INTENT = (
     " PERMISSIVE, and back."
 )
 _FILE = "mtls-reviews.yaml"
-_PATIENCE = 8.0
-_SLACK = 2.0
+_PATIENCE = 10.0
+_SLACK = 4.0
 _REFUSED = "refused: reset or closed"
 
 

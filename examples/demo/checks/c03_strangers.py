@@ -32,8 +32,16 @@ class Stranger:
     alert12: str = ""
 
 
+_REASONS = {
+    "without a certificate": "ssl.fail_verify_no_cert",
+    "by chain or dates": "ssl.fail_verify_error",
+    "by name": "ssl.fail_verify_san",
+}
+
+
 def run(demo: Demo, check: Check) -> None:
     own = insider(demo.layout.state)
+    before = _refusals(demo)
     for stranger in _strangers(own):
         outcomes = _both(demo, stranger.identity)
         alerts = (stranger.alert12 or stranger.alert, stranger.alert)
@@ -46,6 +54,14 @@ def run(demo: Demo, check: Check) -> None:
             else _texts(tuple(outcome.short for outcome in outcomes)),
             ok=all(_refused(outcome, alert) for outcome, alert in zip(outcomes, alerts, strict=True)),
         )
+    counted = {reason: count - before[reason] for reason, count in _refusals(demo).items()}
+    check.expect(
+        "reasons",
+        "why, as reviews' proxy counted them",
+        expected="2 without a certificate, 6 by chain or dates, 4 by name",
+        got=", ".join(f"{count} {reason}" for reason, count in counted.items()),
+        evidence=", ".join(_REASONS.values()),
+    )
     check.expect(
         "application",
         "requests of all these that reached the application",
@@ -87,8 +103,13 @@ def _strangers(own: Signer) -> tuple[Stranger, ...]:
     )
 
 
+def _refusals(demo: Demo) -> dict[str, int]:
+    """Handshakes that reviews' proxy refused so far, by its own reasons."""
+    return {reason: demo.stat("reviews", name) for reason, name in _REASONS.items()}
+
+
 def _refused(outcome: Outcome, alert: str) -> bool:
-    """With the alert; or with a bare reset, which can overtake it on a busy machine."""
+    """With the alert; or with a bare reset, which can overtake it on a busy machine: see `reasons` then."""
     return outcome.in_handshake and outcome.refusal in {alert, "reset", "closed"}
 
 
