@@ -179,7 +179,7 @@ async def test_f77_directory_that_others_may_write_is_refused(short_dir: Path) -
     assert caught.value.code is SocketCode.WRITABLE
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 async def test_f77_directory_of_another_user_is_refused(short_dir: Path) -> None:
     (short_dir / "w").mkdir()
     os.chown(short_dir / "w", 12345, -1)
