@@ -186,7 +186,11 @@ class MeshSettings:
         maximum=600,
     )
     max_connection_seconds: int = setting(
-        "An HTTP connection is told to end at that age; 0 = never.", default=0, minimum=0, maximum=604800
+        "An HTTP connection is told to end at that age, so that a peer proves its identity anew; half of a"
+        " leaf's default life. 0 = never.",
+        default=43_200,
+        minimum=0,
+        maximum=604_800,
     )
 
     def config(self) -> MeshConfig:

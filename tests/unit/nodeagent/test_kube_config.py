@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.meshconfig import OutboundPolicy
+from mesh.meshconfig import MeshConfig, OutboundPolicy
 from mesh.settings import SettingsCode, SettingsError
 from mesh.spiffe import TrustDomain
 from nodeagent.config import ENV_PREFIX, AgentSettings, Mode, ServiceScope, load_settings
@@ -29,8 +29,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (kube.driver_name, kube.audience) == ("csi.gatehouse.dev", "istio-ca")
     assert (kube.kubelet_dir, kube.state_dir) == (Path("/var/lib/kubelet"), Path("/run/gatehouse/agent"))
     assert (kube.services, kube.service_limit) == (ServiceScope.ALL, 1000)
-    mesh = found.mesh.config()
-    assert (mesh.trust_domain, mesh.root_namespace) == (TrustDomain("cluster.local"), "istio-system")
+    assert found.mesh.config() == MeshConfig(trust_domain=TrustDomain("cluster.local")), "as in file mode"
 
 
 def test_the_node_name_comes_from_the_environment(tmp_path: Path) -> None:
