@@ -77,8 +77,9 @@ def inbound_http(stat_prefix: str, routes: Any, mesh: MeshConfig, *, draining: b
         manager.forward_client_cert_details = hcm_pb2.HttpConnectionManager.SANITIZE_SET
     else:
         manager.forward_client_cert_details = hcm_pb2.HttpConnectionManager.APPEND_FORWARD
-        manager.set_current_client_cert_details.subject.value = True
         manager.set_current_client_cert_details.dns = True
+    # `Subject=""` says nothing of our own leaves; readers of Istio's header expect it there.
+    manager.set_current_client_cert_details.subject.value = True
     manager.set_current_client_cert_details.uri = True
     if draining:
         manager.common_http_protocol_options.max_requests_per_connection.value = 1
