@@ -187,7 +187,7 @@ def test_the_database_counts_peers_that_never_spoke() -> None:
             wait_for("the silent one", lambda: seen.view() == {"paths": {}, "opened": 2, "silent": 1})
         finally:
             database.shutdown()
-            thread.join(5)
+            thread.join(30)
 
 
 def test_a_greeting_counts_even_when_the_server_then_cuts_off() -> None:
@@ -201,7 +201,7 @@ def test_a_greeting_counts_even_when_the_server_then_cuts_off() -> None:
         thread = threading.Thread(target=greet_and_cut)
         thread.start()
         assert read_greeting(server.getsockname()) == GREETING
-        thread.join(5)
+        thread.join(30)
 
 
 def test_a_refused_certificate_is_told_by_its_alert() -> None:

@@ -24,7 +24,7 @@ from nodeagent.sockets import SocketOptions, WorkloadSocket, prepare_base
 from nodeagent.stream import StreamLimits
 from tests.fakes.agent_events import RecordedEvents
 
-DEADLINE = 10.0
+DEADLINE = 40.0
 
 
 @dataclass

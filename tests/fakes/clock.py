@@ -54,7 +54,7 @@ class FakeClock:
             self._changed.notify_all()
         await future
 
-    async def armed(self, count: int = 1, *, deadline: float = 5.0) -> tuple[float, ...]:
+    async def armed(self, count: int = 1, *, deadline: float = 30.0) -> tuple[float, ...]:
         """Wait (real time, at most `deadline` seconds) until `count` tasks sleep; see `pending`."""
         async with asyncio.timeout(deadline), self._changed:
             await self._changed.wait_for(lambda: len(self.pending()) >= count)

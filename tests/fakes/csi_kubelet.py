@@ -103,7 +103,7 @@ class CsiKubelet:
         path = self.registry / f"{self.driver}-reg.sock"
         async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
             stub = pluginregistration_pb2_grpc.RegistrationStub(channel)  # type: ignore[no-untyped-call]  # generated
-            info = await stub.GetInfo(pluginregistration_pb2.InfoRequest(), wait_for_ready=True, timeout=5)
+            info = await stub.GetInfo(pluginregistration_pb2.InfoRequest(), wait_for_ready=True, timeout=30)
             assert (info.type, info.name, list(info.supported_versions)) == (
                 "CSIPlugin",
                 self.driver,
@@ -112,7 +112,7 @@ class CsiKubelet:
             status = pluginregistration_pb2.RegistrationStatus(
                 plugin_registered=accept, error="" if accept else "version is not supported"
             )
-            await stub.NotifyRegistrationStatus(status, timeout=5)
+            await stub.NotifyRegistrationStatus(status, timeout=30)
         return Path(info.endpoint)
 
     def endpoint(self) -> Path:

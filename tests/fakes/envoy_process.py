@@ -104,7 +104,7 @@ class EnvoyProcess:
         base_dir: Path,
         *,
         wait_ready: bool = True,
-        deadline: float = 60.0,
+        deadline: float = 50.0,
         extra_args: Sequence[str] = (),
         log_level: str = "info",
     ) -> None:
@@ -183,7 +183,7 @@ class EnvoyProcess:
             if self._admin_file.exists() and self._status("/ready") == 200:
                 return
 
-    def wait_until_dead(self, deadline: float = 10.0) -> int:
+    def wait_until_dead(self, deadline: float = 40.0) -> int:
         """Exit status of a process that ends by itself."""
         assert self._process is not None, "Envoy was not started"
         return self._process.wait(deadline)

@@ -197,7 +197,7 @@ class FakeKube(KubeAnswers):
         """A body, for `routes`, whose end never comes."""
         return Slow(body, cut=True)
 
-    def wait_connections(self, most: int, deadline: float = 5.0) -> None:
+    def wait_connections(self, most: int, deadline: float = 30.0) -> None:
         """Wait until at most so many connections are open."""
         end = time.monotonic() + deadline
         while len(self._server.connections) > most:
@@ -299,7 +299,7 @@ class FakeKube(KubeAnswers):
             found.add((match["ns"] or "", match["group"] or "", plural, verb))
         return found
 
-    def wait_watchers(self, count: int, deadline: float = 5.0) -> None:
+    def wait_watchers(self, count: int, deadline: float = 30.0) -> None:
         """Wait until so many watches are open."""
         with self.store.changed:
             if not self.store.changed.wait_for(lambda: self.watchers >= count, deadline):

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def nodeagent_until(condition: Callable[[], object], *, deadline: float = 10.0) -> None:
+async def nodeagent_until(condition: Callable[[], object], *, deadline: float = 40.0) -> None:
     """Return when `condition()` is true; TimeoutError when it does not become so."""
     async with asyncio.timeout(deadline):
         while not condition():  # noqa: ASYNC110 - the condition is another process's or a server's state

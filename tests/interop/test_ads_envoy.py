@@ -41,7 +41,7 @@ from tests.fakes.agent_events import RecordedEvents
 from tests.fakes.agent_identity import authority, identity, publish
 from tests.fakes.envoy_process import EnvoyProcess
 
-DEADLINE = 15.0
+DEADLINE = 40.0
 FORMS = ["GRPC", "DELTA_GRPC"]
 TYPE = "type.googleapis.com/"
 HTTP = TYPE + "envoy.extensions.filters.http."

@@ -41,7 +41,7 @@ def configured(options, tmp_path_factory):
 
 
 def get(address: SocketAddress, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=5)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=30)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

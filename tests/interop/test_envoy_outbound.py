@@ -178,7 +178,7 @@ class World:
 
     def call(self, name, method="Echo", metadata=()):
         with grpc.insecure_channel(f"{self.client}:{self.egress[name].bind.port}") as channel:
-            answer = channel.unary_unary(f"/test.Echo/{method}")(b"hello", timeout=5, metadata=metadata)
+            answer = channel.unary_unary(f"/test.Echo/{method}")(b"hello", timeout=30, metadata=metadata)
             return json.loads(answer)
 
 

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.envoy, pytest.mark.xdist_group("envoy-probes")]
 _NET = f"127.{64 + os.getpid() // 250 % 64}.{1 + os.getpid() % 250}"
 POD, ELSEWHERE = f"{_NET}.1", f"{_NET}.2"
 HTTP, HTTPS, GRPC, TCP, DEAD = 18080, 18443, 19000, 19999, 18081
-DEADLINE = 15.0
+DEADLINE = 40.0
 
 
 class _App(BaseHTTPRequestHandler):

@@ -29,7 +29,7 @@ from tests.fakes.agent_events import RecordedEvents
 from tests.fakes.agent_identity import authority, identity, publish, secrets_of
 from tests.fakes.envoy_process import EnvoyProcess
 
-DEADLINE = 15.0
+DEADLINE = 40.0
 TYPE = "type.googleapis.com/"
 ECHO = TYPE + "envoy.extensions.filters.network.echo.v3.Echo"
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -163,7 +163,7 @@ class Proxy:
 
 
 def _peer_certificate(host: str, port: int, context: ssl.SSLContext) -> bytes:
-    with sockets.create_connection((host, port), timeout=5) as raw, context.wrap_socket(raw) as tls:
+    with sockets.create_connection((host, port), timeout=30) as raw, context.wrap_socket(raw) as tls:
         certificate = tls.getpeercert(binary_form=True)
         assert certificate is not None
         return certificate

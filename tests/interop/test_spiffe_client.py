@@ -19,7 +19,7 @@ from nodeagent.sockets import WorkloadSocket, prepare_base
 from tests.fakes.agent_identity import authority, identity, publish
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 20.0
+DEADLINE = 40.0
 
 pytestmark = pytest.mark.asyncio
 

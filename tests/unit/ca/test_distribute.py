@@ -278,7 +278,7 @@ def test_runs_by_itself(kube: FakeKube, lab: Lab) -> None:
     until(lambda: "new" in lab.have(), "new namespace")
     lab.distributor.poke()
     lab.distributor.stop()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
 
 
@@ -290,4 +290,4 @@ def test_fault_of_ours_ends_no_thread(kube: FakeKube, lab: Lab) -> None:
     lab.distributor.poke()
     until(lambda: set(lab.have()) == SYSTEM, "written")
     lab.distributor.stop()
-    thread.join(10)
+    thread.join(30)

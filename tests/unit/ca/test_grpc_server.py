@@ -111,7 +111,7 @@ def test_watch_runs_by_itself() -> None:
     watch, done = Watch(dt.timedelta(0)), threading.Event()
     watch.start()
     with watch.guard(done.set):
-        assert done.wait(10)
+        assert done.wait(30)
     watch.stop()
     watch.stop()
 

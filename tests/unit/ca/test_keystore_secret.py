@@ -333,7 +333,7 @@ def test_two_that_renew_at_once_end_with_the_same(kube: FakeKube) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     for store in (one, two):
         store.reload(due + dt.timedelta(minutes=2))
     assert one.issuer(due).certificate.der == two.issuer(due).certificate.der

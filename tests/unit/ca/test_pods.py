@@ -165,7 +165,7 @@ def test_pod_that_comes_in_time_is_waited_for() -> None:
     lab.store.put(("demo", "other"), GOOD)
     assert thread.is_alive()
     lab.store.put(KEY, GOOD)
-    thread.join(10)
+    thread.join(30)
     assert ends == ["passed"]
 
 
@@ -173,7 +173,7 @@ def test_stateful_pod_that_was_recreated_is_waited_for() -> None:
     lab = Lab(_with(uid="u0"), patience=1000)
     thread, ends = _in_thread(lab)
     lab.store.put(KEY, GOOD)
-    thread.join(10)
+    thread.join(30)
     assert ends == ["passed"]
 
 
@@ -190,7 +190,7 @@ def test_few_threads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lab.refused(pod_name="web-2", pod_uid="u9").code is AuthnCode.POD_UNKNOWN
     lab.seconds = 2000
     lab.store.put(("demo", "any"), GOOD)
-    thread.join(10)
+    thread.join(30)
     assert ends == [AuthnCode.POD_UNKNOWN]
 
 

@@ -208,7 +208,7 @@ def test_same_token_is_asked_about_once(kube: FakeKube, good: bool) -> None:
 
     def slow(_request: Any) -> tuple[int, Any]:
         entered.set()
-        gate.wait(10)
+        gate.wait(60)
         return (201, {"status": _yes()}) if good else (500, {})
 
     kube.routes["POST", PATH] = slow
@@ -226,7 +226,7 @@ def test_same_token_is_asked_about_once(kube: FakeKube, good: bool) -> None:
     threads = [threading.Thread(target=go) for _ in range(5)]
     for thread in threads:
         thread.start()
-    assert entered.wait(10)
+    assert entered.wait(30)
     pause = threading.Event()
     for _ in range(500):
         if lab.counted.count("shared") == 4:
@@ -234,7 +234,7 @@ def test_same_token_is_asked_about_once(kube: FakeKube, good: bool) -> None:
         pause.wait(0.01)
     gate.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert ends == (["yes"] if good else [AuthnCode.REVIEW_FAILED]) * 5
     assert len(kube.asked("POST", PATH)) == 1
 
@@ -244,17 +244,17 @@ def test_nobody_waits_for_ever_for_another(kube: FakeKube) -> None:
 
     def slow(_request: Any) -> tuple[int, Any]:
         entered.set()
-        gate.wait(10)
+        gate.wait(60)
         return 201, {"status": _yes()}
 
     kube.routes["POST", PATH] = slow
     lab = Lab(kube, patience=dt.timedelta(seconds=0.05))
     thread = threading.Thread(target=lambda: lab.reviewer.review("tok", CALLER))
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(30)
     assert lab.refused("tok").code is AuthnCode.REVIEW_FAILED
     gate.set()
-    thread.join(10)
+    thread.join(30)
 
 
 def test_counting_is_optional(kube: FakeKube) -> None:

@@ -318,7 +318,7 @@ def test_close_ends_the_wait_of_a_watch(kube: FakeKube) -> None:
     thread.start()
     kube.wait_watchers(1)
     api.close()
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive()
     assert seen in ([KubeCode.UNREACHABLE], ["ended"])
     with pytest.raises(KubeError, match="client was closed"), api.watch(MAPS, silence=SILENCE):

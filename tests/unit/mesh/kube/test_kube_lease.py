@@ -237,7 +237,7 @@ def test_race_of_threads_has_one_winner(kube: FakeKube) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert sorted(won) == [False] * 7 + [True]
 
 
@@ -248,9 +248,9 @@ def test_run_leads_until_it_is_stopped(kube: FakeKube) -> None:
         kube.api(), config, clock=Wall(Time()), monotonic=Time(), changed=lambda now: now and began.set()
     )
     thread = elector.start()
-    assert began.wait(10)
+    assert began.wait(30)
     elector.stop()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
     assert _lease(kube)["holderIdentity"] == ""
 

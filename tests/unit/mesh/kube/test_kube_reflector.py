@@ -68,7 +68,7 @@ class Lab:
 
     def _pause(self, seconds: float) -> bool:
         self._poke(lambda: self.pauses.append(seconds))
-        self.gate.wait(10)
+        self.gate.wait(60)
         return self.reflector._stop.is_set()
 
     def _poke(self, action: Callable[[], None]) -> None:
@@ -87,7 +87,7 @@ class Lab:
         self.reflector.stop()
         self.gate.set()
         self.api.close()
-        self.thread.join(10)
+        self.thread.join(30)
         assert not self.thread.is_alive()
 
 
@@ -426,7 +426,7 @@ def test_stop_with_an_event(kube: FakeKube, start: Start) -> None:
     kube.wait_watchers(1)
     lab.reflector.stop()
     _add(kube, "late")
-    lab.thread.join(10)
+    lab.thread.join(30)
     assert not lab.thread.is_alive()
     assert lab.names() == set()
 
@@ -450,5 +450,5 @@ def test_many_events_without_a_clock(kube: FakeKube) -> None:
     assert len(store) == 200
     reflector.stop()
     api.close()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
