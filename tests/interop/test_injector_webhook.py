@@ -469,7 +469,8 @@ def test_several_workers_show_one_set_of_metrics(kube: FakeKube, tmp_path: Path)
         for _ in range(30):
             webhook.review(reviews.body())
         assert webhook.metric("gatehouse_injector_admission_duration_seconds_count") == 30
-        assert webhook.metric("gatehouse_injector_ready") == 1
+        # The least of both: the second worker may still be reading the cluster.
+        wait_for(lambda: webhook.metric("gatehouse_injector_ready") == 1, "both workers to be ready")
         assert "pid=" not in webhook.get("/metrics")[1]
 
 
