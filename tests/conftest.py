@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from tests.fakes.clock import FakeClock
 from tests.fakes.envoy_process import find_envoy
 from tests.fakes.golden import check_golden
+from tests.fakes.xdist_groups import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 
 pytest_plugins = ["tests.cluster.fixtures"]
 
