@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import os
 import ssl
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
@@ -24,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ca.core import template
 from ca.core.authority import Issuer
 from mesh.errors import Category, Code, MeshError
+from mesh.tls import load_pair
 from mesh.x509 import pem
 from mesh.x509.certs import KeyKind, key_identifier, public_key_bits, spki_der
 
@@ -203,21 +202,12 @@ class _ImpatientContext(ssl.SSLContext):
 
 
 def server_context(certificate: ServingCertificate) -> ssl.SSLContext:
-    """TLS 1.2 or newer, no client certificate, no session tickets.
-
-    The standard library loads keys from files only: they are handed over in memory files.
-    """
+    """TLS 1.2 or newer, no client certificate, no session tickets."""
     context = _ImpatientContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     # Tickets would be sealed with a key that lives as long as the process.
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
-    fd = os.memfd_create("serving", os.MFD_CLOEXEC)
-    try:
-        with Path(f"/proc/self/fd/{fd}").open("wb") as file:
-            file.write(certificate.key_pem + certificate.chain_pem)
-        context.load_cert_chain(f"/proc/self/fd/{fd}")
-    finally:
-        os.close(fd)
+    load_pair(context, certificate.key_pem, certificate.chain_pem)
     return context

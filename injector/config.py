@@ -100,6 +100,12 @@ class ListenConfig:
         default=Address("0.0.0.0", 15014),  # noqa: S104 - a service listens everywhere unless told
         parse=Address.parse,
     )
+    metrics: Address | None = setting(
+        "HTTPS for the pages of `plain`, with a certificate of the authority; `plain` then has no /metrics."
+        " Of the webhook and of upkeep. Off when absent.",
+        default=None,
+        parse=Address.parse,
+    )
     tls12: bool = setting("Accept TLS 1.2 too; API servers have spoken 1.3 since 1.16.", default=False)
 
 
@@ -282,6 +288,11 @@ class CertificateConfig:
         default=Address("0.0.0.0", 15016),  # noqa: S104 - a service listens everywhere unless told
         parse=Address.parse,
     )
+    metrics: Address | None = setting(
+        "HTTPS for the same pages, with the webhook's own certificate; `listen` then has no /metrics.",
+        default=None,
+        parse=Address.parse,
+    )
     lifetime: dt.timedelta = setting(
         "Lifetime to ask for; renewed half-way.", default=_DAY, minimum=60 * _SECOND, maximum=2 * _DAY
     )
@@ -314,6 +325,11 @@ class JwksConfig:
 class UpkeepConfig:
     """What the leader looks after."""
 
+    service: str = setting(
+        "Its certificate, where metrics go by TLS, has the name SERVICE.NAMESPACE.svc.",
+        default="gatehouse-upkeep",
+        parse=parse_label,
+    )
     lease: str = setting("Name of the Lease.", default="gatehouse-injector-upkeep", parse=parse_label)
     interval: dt.timedelta = setting(
         "How often everything is compared with what it should be.",
@@ -387,6 +403,11 @@ class InjectorConfig:
         base = f"{self.service}.{self.namespace}"
         return (f"{base}.svc", f"{base}.svc.cluster.local", base)
 
+    @property
+    def upkeep_names(self) -> tuple[str, ...]:
+        """Names of upkeep's certificate for metrics."""
+        return (f"{self.upkeep.service}.{self.namespace}.svc",)
+
     def settings(self) -> InjectorSettings:
         """What the core works with; see `InjectionConfig.to_settings`."""
         return self.injection.to_settings(self.namespace)
@@ -424,13 +445,18 @@ def load(
 def _check(config: InjectorConfig) -> None:
     config.settings()
     listen = config.listen
-    if listen.plain is not None and listen.plain.port != 0 and listen.plain.port == listen.https.port:
-        raise ConfigError(ConfigCode.CONFLICT, f"listen.plain and listen.https are both {listen.plain}")
-    if config.workers > 1 and listen.plain is not None and listen.plain.port == 0:
-        raise ConfigError(
-            ConfigCode.CONFLICT,
-            f"listen.plain: give a port; with port 0 each of {config.workers} workers gets another",
-        )
+    taken = {listen.https.port: "listen.https"}
+    for name, address in (("listen.plain", listen.plain), ("listen.metrics", listen.metrics)):
+        if address is None:
+            continue
+        if address.port != 0 and address.port in taken:
+            raise ConfigError(ConfigCode.CONFLICT, f"{name} and {taken[address.port]} are both {address}")
+        taken[address.port] = name
+        if config.workers > 1 and address.port == 0:
+            raise ConfigError(
+                ConfigCode.CONFLICT,
+                f"{name}: give a port; with port 0 each of {config.workers} workers gets another",
+            )
     if config.limits.threads >= config.limits.connections:
         raise ConfigError(ConfigCode.CONFLICT, "limits.connections must be more than limits.threads, by far")
     for text in config.upkeep.jwks.private_networks:

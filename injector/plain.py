@@ -1,10 +1,11 @@
-"""HTTP without TLS for probes and scrapers: a few read-only pages, no secret, bounded connections."""
+"""HTTP for probes and scrapers, plain or by TLS: a few read-only pages, no secret, bounded connections."""
 
 from __future__ import annotations
 
 import http.server
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -13,6 +14,8 @@ from mesh.obs.health import Health
 
 Page = Callable[[], tuple[int, str, bytes]]
 """Status, content type, body."""
+Context = Callable[[], ssl.SSLContext]
+"""What to serve a connection with; raises MeshError while there is nothing."""
 
 TEXT: Final = "text/plain; charset=utf-8"
 _MAX_CONNECTIONS: Final = 32
@@ -29,20 +32,29 @@ def health_pages(health: Health) -> dict[str, Page]:
     return {"/livez": lambda: page(False), "/readyz": lambda: page(True)}
 
 
-class PlainServer:
+class PageServer:
     """Serves `pages` on a thread of its own.
 
     Args:
         share_port: several processes may bind the port (SO_REUSEPORT).
+        context: None serves without TLS; else it is asked at each connection.
 
     Raises:
         OSError: the address cannot be bound.
     """
 
-    def __init__(self, pages: Mapping[str, Page], host: str, port: int, *, share_port: bool = False) -> None:
-        self._server = _Server((host, port), _handler(dict(pages)), share_port=share_port)
+    def __init__(
+        self,
+        pages: Mapping[str, Page],
+        host: str,
+        port: int,
+        *,
+        share_port: bool = False,
+        context: Context | None = None,
+    ) -> None:
+        self._server = _Server((host, port), _handler(dict(pages)), share_port=share_port, context=context)
         self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="plain-http", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="pages", daemon=True)
 
     def start(self) -> None:
         """Serve."""
@@ -83,7 +95,10 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], handler: Any, *, share_port: bool) -> None:
+    def __init__(
+        self, address: tuple[str, int], handler: Any, *, share_port: bool, context: Context | None
+    ) -> None:
+        self._context = context
         self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler, bind_and_activate=False)
@@ -107,6 +122,15 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._places.release()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """In the connection's own thread: a slow handshake holds up nobody else."""
+        if self._context is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(_TIMEOUT_SECONDS)
+        with self._context().wrap_socket(request, server_side=True) as secure:
+            super().finish_request(secure, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A peer that went away is not news."""

@@ -29,7 +29,7 @@ from injector.core.settings import Cluster, InjectorSettings
 from injector.events import EventSink
 from injector.metrics import WebhookMetrics
 from injector.namespaces import LOOKUP_TIMEOUT, Namespaces
-from injector.plain import Page, PlainServer, health_pages
+from injector.plain import Page, PageServer, health_pages
 from injector.serving import Serving
 from mesh.errors import MeshError
 from mesh.kube import access
@@ -130,7 +130,7 @@ class Runtime:
 
     Raises:
         MeshError: the credentials for the API server cannot be used.
-        OSError: the plain port cannot be bound.
+        OSError: a port for health and metrics cannot be bound.
     """
 
     def __init__(self, config: InjectorConfig, file: Path | None) -> None:
@@ -161,12 +161,7 @@ class Runtime:
         self._threads: list[threading.Thread] = []
         self._port = 0
         self._due: dict[str, float] = {}
-        listen = config.listen.plain
-        self._plain = (
-            PlainServer(self._pages(), listen.host, listen.port, share_port=config.workers > 1)
-            if listen is not None
-            else None
-        )
+        self._servers = self._page_servers()
         self.admission = Admission(
             settings=lambda: self.settings.current,
             cluster=self._cluster,
@@ -186,8 +181,8 @@ class Runtime:
         self.serving.refresh()
         self.namespaces.start()
         self.events.start()
-        if self._plain is not None:
-            self._plain.start()
+        for server in self._servers:
+            server.start()
         thread = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
         thread.start()
         self._threads.append(thread)
@@ -202,8 +197,8 @@ class Runtime:
         self._stop.set()
         self.namespaces.stop()
         self.events.stop()
-        if self._plain is not None:
-            self._plain.stop()
+        for server in self._servers:
+            server.stop()
 
     def reload(self) -> None:
         """Look at the files now."""
@@ -214,6 +209,17 @@ class Runtime:
         if self._capabilities is None:
             self._capabilities = discover(self._api)
         return self._capabilities
+
+    def _page_servers(self) -> list[PageServer]:
+        listen, shared = self.config.listen, self.config.workers > 1
+        found = []
+        if listen.plain is not None:
+            pages = self._pages() if listen.metrics is None else health_pages(self.health)
+            found.append(PageServer(pages, listen.plain.host, listen.plain.port, share_port=shared))
+        if listen.metrics is not None:
+            at, context = listen.metrics, self.serving.context
+            found.append(PageServer(self._pages(), at.host, at.port, share_port=shared, context=context))
+        return found
 
     def _pages(self) -> dict[str, Page]:
         def metrics() -> tuple[int, str, bytes]:

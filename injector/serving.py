@@ -8,7 +8,6 @@ through the directory that `..data` is at that moment; a plain directory works t
 from __future__ import annotations
 
 import datetime as dt
-import os
 import socket
 import ssl
 import threading
@@ -20,6 +19,7 @@ from typing import Any, Final
 
 from mesh.errors import Category, Code, MeshError
 from mesh.obs.logs import logger
+from mesh.tls import load_pair
 from mesh.x509 import pem
 from mesh.x509.certs import CertError, CertFields, read_certificate
 
@@ -149,20 +149,13 @@ def server_context(pair: Pair, *, tls12: bool = False, handshake_seconds: float 
     context.set_alpn_protocols(["http/1.1"])  # h2 halves the rate and doubles what can go wrong
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
-    # The standard library loads keys from files only: they are handed over in a memory file, so that
-    # exactly the bytes that were checked are used.
-    fd = os.memfd_create("serving", os.MFD_CLOEXEC)
     try:
-        with Path(f"/proc/self/fd/{fd}").open("wb") as file:
-            file.write(pair.key_pem.rstrip() + b"\n" + pair.chain_pem)
-        context.load_cert_chain(f"/proc/self/fd/{fd}")
+        load_pair(context, pair.key_pem, pair.chain_pem)
     except ssl.SSLError as error:
         raise ServingError(
             ServingCode.MISMATCH,
             f"{KEY} is not the key of {CERTIFICATE}, or one of them is damaged ({error.reason})",
         ) from error
-    finally:
-        os.close(fd)
     return context
 
 

@@ -16,19 +16,21 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
 from injector import ca_bundle
 from injector.bundle_upkeep import BundleUpkeep
+from injector.ca_bundle import Entry
 from injector.config import Address, InjectorConfig
 from injector.jwks_fetch import Fetcher
 from injector.jwks_upkeep import JwksUpkeep
 from injector.lease import Election
 from injector.metrics import UpkeepMetrics
-from injector.plain import Page, PlainServer, health_pages
+from injector.plain import Context, Page, PageServer, health_pages
+from injector.serving import Serving
 from mesh.errors import MeshError
 from mesh.kube import access
 from mesh.kube.api import KubeApi
@@ -49,20 +51,33 @@ _log = logger(__name__)
 
 
 class Process:
-    """What both commands share: stop, health, metrics, the plain port."""
+    """What both commands share: stop, health, metrics, and the ports for them.
 
-    def __init__(self, listen: Address | None, *checks: str) -> None:
+    Args:
+        listen: plain; without /metrics where `secure` has them.
+        secure: address and certificate of the pages by TLS.
+    """
+
+    def __init__(
+        self, listen: Address | None, *checks: str, secure: tuple[Address, Context] | None = None
+    ) -> None:
         self.stop = threading.Event()
         self.wake = threading.Event()
         self.health = Health(*checks)
         self.registry = CollectorRegistry()
         self.metrics = UpkeepMetrics(self.registry)
-        self._plain = PlainServer(self._pages(), listen.host, listen.port) if listen else None
+        self._servers: list[PageServer] = []
+        if listen is not None:
+            pages = self._pages() if secure is None else health_pages(self.health)
+            self._servers.append(PageServer(pages, listen.host, listen.port))
+        if secure is not None:
+            at, context = secure
+            self._servers.append(PageServer(self._pages(), at.host, at.port, context=context))
 
     @property
-    def port(self) -> int:
-        """Of the plain server; 0 without one."""
-        return self._plain.port if self._plain else 0
+    def ports(self) -> tuple[int, ...]:
+        """Of the servers of pages, the plain one first."""
+        return tuple(server.port for server in self._servers)
 
     def end(self) -> None:
         """Ask everything to end."""
@@ -72,14 +87,14 @@ class Process:
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
         """Health and metrics are served inside."""
-        if self._plain is not None:
-            self._plain.start()
+        for server in self._servers:
+            server.start()
         try:
             yield
         finally:
             self.end()
-            if self._plain is not None:
-                self._plain.stop()
+            for server in self._servers:
+                server.stop()
 
     def attempt(self, part: str, work: Callable[[], None]) -> bool:
         """Run one part; its failure is told and does not stop the others."""
@@ -118,13 +133,15 @@ def run(config: InjectorConfig, *, certificate: bool) -> int:
 
     Raises:
         MeshError: the credentials for the API server cannot be used.
-        OSError: the plain port cannot be bound.
+        OSError: a port for health and metrics cannot be bound.
     """
     if certificate:
-        process = Process(config.certificate.listen, "certificate")
+        process = Process(
+            config.certificate.listen, "certificate", secure=_secure(config, config.certificate.metrics)
+        )
         work: Callable[[Process, InjectorConfig], None] = keep_certificate
     else:
-        process = Process(config.listen.plain)
+        process = Process(config.listen.plain, secure=_secure(config, config.listen.metrics))
         work = keep_up
     for number in (signal.SIGTERM, signal.SIGINT):
         # A thread, because `Event.set` in a handler may wait for a lock that the main thread holds.
@@ -134,12 +151,29 @@ def run(config: InjectorConfig, *, certificate: bool) -> int:
     return 0
 
 
+def _secure(config: InjectorConfig, at: Address | None) -> tuple[Address, Context] | None:
+    return None if at is None else (at, Serving(config.serving_dir).context)
+
+
 def keep_certificate(process: Process, config: InjectorConfig) -> None:
     """The keeper's loop; ends when the process is stopped."""
-    from injector import csr_client  # loads gRPC, which upkeep does without
-    from injector.keeper import Keeper
-
     api = KubeClient(access.find(config.kubeconfig), user_agent=USER_AGENT)
+    _keep_pair(
+        process,
+        config,
+        config.dns_names,
+        lambda: ca_bundle.list_entries(api, config.upkeep.webhook_selector, config.namespace, config.service),
+    )
+
+
+def _keep_pair(
+    process: Process,
+    config: InjectorConfig,
+    names: tuple[str, ...],
+    entries: Callable[[], Sequence[Entry]],
+) -> None:
+    from injector import csr_client  # loads gRPC, which upkeep does without unless metrics go by TLS
+    from injector.keeper import Keeper
 
     def renewed(result: str, end: dt.datetime | None) -> None:
         process.metrics.renewals.labels(result=result).inc()
@@ -148,12 +182,10 @@ def keep_certificate(process: Process, config: InjectorConfig) -> None:
 
     keeper = Keeper(
         config.serving_dir,
-        names=config.dns_names,
-        issue=lambda now: csr_client.issue(config.certificate, config.dns_names, now),
+        names=names,
+        issue=lambda now: csr_client.issue(config.certificate, names, now),
         roots=lambda: csr_client.read_roots(config.certificate.root_file),
-        entries=lambda: ca_bundle.list_entries(
-            api, config.upkeep.webhook_selector, config.namespace, config.service
-        ),
+        entries=entries,
         renewed=renewed,
     )
     while not process.stop.is_set():
@@ -178,6 +210,13 @@ def keep_up(process: Process, config: InjectorConfig) -> None:
         watch.start()
     elector = threading.Thread(target=_elect, args=(process, election), name="election", daemon=True)
     elector.start()
+    if config.listen.metrics is not None:
+        threading.Thread(
+            target=_keep_pair,
+            args=(process, config, config.upkeep_names, tuple),  # no webhook entry has to trust it
+            name="certificate",
+            daemon=True,
+        ).start()
     try:
         _lead(process, config, election, bundle, jwks)
     finally:

@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 
 from mesh.errors import Category
 from mesh.kube.api import KubeCode, KubeError
-from meshctl.cluster import PART_OF, Cluster, annotations_of, name_of, namespace_of
+from meshctl.cluster import PART_OF, Cluster, name_of, namespace_of
 from meshctl.errors import CtlCode, CtlError, bad_argument, not_found
 
 SCHEMA: Final = 1
 PATH: Final = "/identities"
 PORT: Final = 15014
+SECURE_PORT_NAME: Final = "https-metrics"
 MAX_BYTES: Final = 16 << 20
 _AGENTS: Final = f"{PART_OF},app.kubernetes.io/component=nodeagent"
 
@@ -169,9 +170,7 @@ def ask_through(cluster: Cluster, agent: Mapping[str, Any]) -> object:
         KubeError: the API server does not answer.
     """
     namespace, name = namespace_of(agent), name_of(agent)
-    notes = annotations_of(agent)
-    scheme = "https:" if notes.get("prometheus.io/scheme") == "https" else ""
-    port = notes.get("prometheus.io/port", str(PORT))
+    scheme, port = _page_port(agent)
     try:
         return cluster.api.get(f"/api/v1/namespaces/{namespace}/pods/{scheme}{name}:{port}/proxy{PATH}")
     except KubeError as error:
@@ -197,3 +196,12 @@ def ask_through(cluster: Cluster, agent: Mapping[str, Any]) -> object:
                 category=Category.UNAVAILABLE,
             ) from error
         raise
+
+
+def _page_port(agent: Mapping[str, Any]) -> tuple[str, int]:
+    """Scheme for the proxy, and port: where the agent's metrics are, the page is too."""
+    for container in (agent.get("spec") or {}).get("containers") or ():
+        for port in container.get("ports") or ():
+            if port.get("name") == SECURE_PORT_NAME:
+                return "https:", int(port.get("containerPort", PORT))
+    return "", PORT

@@ -32,6 +32,7 @@ from nodeagent.events import AgentEvents
 from nodeagent.files import DirectoryState, FileSource
 from nodeagent.http import HttpServer
 from nodeagent.metrics import AgentMetrics
+from nodeagent.secure_pages import SecurePages
 from nodeagent.sockets import prepare_base, sweep_orphans
 from nodeagent.status import AgentView, pages
 from nodeagent.workloads import RunningWorkload, Surroundings, socket_directory
@@ -100,7 +101,13 @@ class Agent:
         self._state: DirectoryState | None = None
         self._changed = asyncio.Event()
         self._admitted = asyncio.Condition()
-        self.http = HttpServer(settings.listen, pages(self._view, self.health, self.metrics))
+        routes = pages(self._view, self.health, self.metrics)
+        self.secure_pages = SecurePages(
+            settings.metrics_tls, routes, self._ca, clock=self.clock, rng=random.SystemRandom()
+        )
+        if self.secure_pages.server is not None:
+            routes = {path: routes[path] for path in ("/livez", "/readyz")}
+        self.http = HttpServer(settings.listen, routes)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then end all streams and return.
@@ -118,6 +125,7 @@ class Agent:
                 own = [
                     tasks.create_task(self._source.run(self._apply), name="source"),
                     tasks.create_task(self._reconcile_for_ever(tasks), name="reconcile"),
+                    tasks.create_task(self.secure_pages.run(), name="secure pages"),
                 ]
                 await stop.wait()
                 _log.info("node agent stops")

@@ -138,6 +138,25 @@ class RotationSettings:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsTlsSettings:
+    """The agent's pages by TLS, with a certificate of the authority for the agent's own service account."""
+
+    listen: Listen | None = setting(
+        "HTTPS for every page; `listen` then has /livez and /readyz only. Off when absent.",
+        default=None,
+        parse=Listen.parse,
+    )
+    name: str = setting(
+        "DNS name in the certificate; the authority must grant it to the agent's service account.",
+        default="gatehouse-nodeagent.istio-system.svc",
+    )
+    token_file: Path = setting(
+        "The agent's own token for the authority; read again at every attempt.",
+        default=Path("/var/run/secrets/tokens/istio-token"),
+    )
+
+
 class Mode(enum.Enum):
     """Where workloads, services and policies come from."""
 
@@ -263,6 +282,7 @@ class AgentSettings:
         default=Listen("127.0.0.1", 15094),
         parse=Listen.parse,
     )
+    metrics_tls: MetricsTlsSettings = setting("Pages by TLS.", default_factory=MetricsTlsSettings)
     ca: CaSettings = setting("The authority.")
     kubernetes: KubernetesSettings = setting("The cluster.", default_factory=KubernetesSettings)
     mesh: MeshSettings = setting("The mesh.", default_factory=MeshSettings)
@@ -303,6 +323,7 @@ def load_settings(
         directory=base / loaded.directory if loaded.directory is not None else None,
         sockets=base / loaded.sockets,
         ca=replace(loaded.ca, root_file=base / loaded.ca.root_file),
+        metrics_tls=replace(loaded.metrics_tls, token_file=base / loaded.metrics_tls.token_file),
         kubernetes=replace(
             kube,
             kubeconfig=base / kube.kubeconfig if kube.kubeconfig is not None else None,

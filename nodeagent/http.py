@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,10 +60,14 @@ class HttpServer:
     Args:
         listen: TCP address or Unix socket; port 0 lets the system choose.
         routes: by path, e.g. `/livez`.
+        context: TLS on a TCP address; None serves without.
     """
 
-    def __init__(self, listen: Listen, routes: Mapping[str, Route]) -> None:
+    def __init__(
+        self, listen: Listen, routes: Mapping[str, Route], *, context: ssl.SSLContext | None = None
+    ) -> None:
         self._listen = listen
+        self._context = context
         self._routes = routes
         self._server: asyncio.Server | None = None
         self._connections = 0
@@ -89,7 +94,12 @@ class HttpServer:
             self._listen.path.chmod(0o600)
         else:
             self._server = await asyncio.start_server(
-                self._serve, self._listen.host, self._listen.port, limit=MAX_REQUEST_BYTES
+                self._serve,
+                self._listen.host,
+                self._listen.port,
+                limit=MAX_REQUEST_BYTES,
+                ssl=self._context,
+                ssl_handshake_timeout=TIMEOUT if self._context else None,
             )
 
     async def stop(self) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 
 from mesh.spiffe import SpiffeId
 from mesh.x509.certs import spki_der
@@ -21,8 +25,17 @@ def new_request(spiffe_id: SpiffeId) -> tuple[KeyPair, str]:
     Returns:
         The key pair, and the CSR as PEM.
     """
+    return _request(x509.UniformResourceIdentifier(str(spiffe_id)))
+
+
+def new_server_request(name: str) -> tuple[KeyPair, str]:
+    """A new P-256 key and a CSR for a server of that DNS name, which the authority must have granted."""
+    return _request(x509.DNSName(name))
+
+
+def _request(name: x509.GeneralName) -> tuple[KeyPair, str]:
     key = ec.generate_private_key(ec.SECP256R1())
-    san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(spiffe_id))])
+    san = x509.SubjectAlternativeName([name])
     csr = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(x509.Name([]))

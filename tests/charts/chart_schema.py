@@ -36,20 +36,21 @@ OWN: dict[str, frozenset[str]] = {
     ),
     "injector": frozenset(
         {
-            "namespace", "service", "serving_dir", "listen.https", "listen.plain", "metrics_dir", "events",
-            "kubeconfig", "log_level", "log_json", "injection.proxy_image", "injection.image_pull_policy",
+            "namespace", "service", "serving_dir", "listen.https", "listen.plain", "listen.metrics",
+            "metrics_dir", "events", "kubeconfig", "log_level", "log_json", "injection.proxy_image",
+            "injection.image_pull_policy",
             "injection.image_pull_secrets", "injection.trust_domain", "injection.version",
             "injection.selection.revision", "injection.selection.tags",
             "injection.selection.namespaces_by_default", "injection.selection.excluded_namespaces",
             "certificate.ca_address", "certificate.token_file", "certificate.root_file", "certificate.listen",
-            "upkeep.lease", "upkeep.webhook_selector", "upkeep.roots_config_map", "upkeep.jwks.config_map",
-            "upkeep.jwks.ca_file",
+            "certificate.metrics", "upkeep.service", "upkeep.lease", "upkeep.webhook_selector",
+            "upkeep.roots_config_map", "upkeep.jwks.config_map", "upkeep.jwks.ca_file",
         }
     ),
     "nodeagent": frozenset(
         {
-            "mode", "directory", "sockets", "listen", "log_level", "ca.address", "ca.root_file",
-            "kubernetes.node_name", "kubernetes.kubeconfig", "kubernetes.namespace",
+            "mode", "directory", "sockets", "listen", "metrics_tls", "log_level", "ca.address",
+            "ca.root_file", "kubernetes.node_name", "kubernetes.kubeconfig", "kubernetes.namespace",
             "kubernetes.cluster_domain", "kubernetes.kubelet_dir", "kubernetes.driver_name",
             "kubernetes.audience", "kubernetes.state_dir", "mesh.trust_domain",
         }

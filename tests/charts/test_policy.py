@@ -107,12 +107,15 @@ def test_tokens_go_only_where_they_are_needed(chart: Rendered) -> None:
         assert pod["automountServiceAccountToken"] is False, name
         assert pod["enableServiceLinks"] is False, name
         mounts[name] = {mount["name"] for mount in container["volumeMounts"]} & {"api-token", "ca-token"}
+    ports = chart.one("Deployment", "gatehouse-upkeep")["spec"]["template"]["spec"]["containers"][0]["ports"]
+    # A certificate for metrics is asked for with a token of the process's own.
+    own = {"ca-token"} if "https-metrics" in {port["name"] for port in ports} else set()
     assert mounts == {
         "ca/ca": {"api-token"},
         "injector/webhook": {"api-token"},
         "injector/certificate": {"api-token", "ca-token"},
-        "upkeep/upkeep": {"api-token"},
-        "nodeagent/nodeagent": {"api-token"},
+        "upkeep/upkeep": {"api-token"} | own,
+        "nodeagent/nodeagent": {"api-token"} | own,
     }
     for item in chart.all("ServiceAccount"):
         assert item["automountServiceAccountToken"] is False
@@ -126,7 +129,9 @@ def test_tokens_for_the_authority_have_its_audience_only(chart: Rendered) -> Non
         if volume["name"] == "ca-token"
         for source in volume["projected"]["sources"]
     ]
-    assert found == [{"path": "istio-token", "audience": "istio-ca", "expirationSeconds": 3600}]
+    assert found
+    for source in found:
+        assert source == {"path": "istio-token", "audience": "istio-ca", "expirationSeconds": 3600}
     driver = chart.one("CSIDriver", "csi.gatehouse.dev")["spec"]
     assert driver["tokenRequests"] == [{"audience": "istio-ca", "expirationSeconds": 3600}]
     assert driver["requiresRepublish"] is True
@@ -349,8 +354,12 @@ def test_network_policies_cover_every_process(chart: Rendered) -> None:
     assert set(selected) == set(PROCESSES)
     for name, pod in _pods(chart):
         reachable = {port["port"] for rule in selected[name]["ingress"] for port in rule["ports"]}
-        ports = {port["containerPort"] for item in pod["spec"]["containers"] for port in item["ports"]}
-        assert ports <= reachable, name
+        ports = {p["name"]: p["containerPort"] for c in pod["spec"]["containers"] for p in c["ports"]}
+        secure = "https-metrics" in ports
+        # Where metrics go by TLS, what is left in plain is for the kubelet, which policies always let in.
+        for kubelets in ("http-health", "http-cert") if secure else ():
+            assert ports.pop(kubelets, 0) not in reachable, name
+        assert set(ports.values()) <= reachable, name
     csr = [rule for rule in selected["ca"]["ingress"] if {"port": 15012, "protocol": "TCP"} in rule["ports"]]
     assert len(csr) == 1
     clients = {peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in csr[0]["from"]}

@@ -64,10 +64,12 @@ def test_ca_reads_its_settings(chart: tuple[str, Rendered], tmp_path: Path) -> N
     assert rendered.one("ClusterRole", config.cluster.owner_cluster_role)
     assert rendered.one("Lease", config.cluster.lease)
     assert rendered.one("Secret", config.cluster.secret)["type"] == SECRET_TYPE
-    (grant,) = config.serving_grants
+    grants = {grant.service_account: grant.dns for grant in config.serving_grants}
     webhook = injector.config.load(_write(tmp_path, rendered, "injector"), {})
-    assert grant.service_account == "istio-system/gatehouse-injector"
-    assert set(grant.dns) == set(webhook.dns_names)
+    assert set(grants.pop("istio-system/gatehouse-injector")) == set(webhook.dns_names)
+    assert set(grants) == (
+        {"istio-system/gatehouse-upkeep", "istio-system/gatehouse-nodeagent"} if name == "changed" else set()
+    )
     assert config.log_level == ("debug" if changed else "info")
     assert config.log_json is not changed
     assert "gatehouse-ca.istio-system.svc" in config.serving.names
@@ -155,6 +157,53 @@ def test_ports_of_the_settings_are_the_containers_ports(tmp_path: Path) -> None:
     assert _ports(rendered, "Deployment", "gatehouse-injector", "certificate") == {
         config.certificate.listen.port
     }
+
+
+def test_metrics_by_tls_are_where_the_settings_the_services_and_the_monitors_say(tmp_path: Path) -> None:
+    rendered = render(values={"metrics": {"tls": True, "serviceMonitor": {"enabled": True}}})
+    webhook = injector.config.load(_write(tmp_path, rendered, "injector"), {})
+    env = {f"{nodeagent.config.ENV_PREFIX}KUBERNETES__NODE_NAME": "node1"}
+    agent = nodeagent.config.load_settings(_write(tmp_path, rendered, "nodeagent"), env, {})
+    grants = {
+        grant.service_account.partition("/gatehouse-")[2]: grant.dns
+        for grant in ca.config.load(_write(tmp_path, rendered, "ca"), {}).serving_grants
+    }
+    assert webhook.listen.metrics is not None
+    assert webhook.certificate.metrics is not None
+    assert agent.metrics_tls.listen is not None
+    assert grants["upkeep"] == webhook.upkeep_names
+    assert grants["nodeagent"] == (agent.metrics_tls.name,)
+    served = {
+        ("injector", "https-metrics"): (webhook.listen.metrics.port, webhook.dns_names[0]),
+        ("injector", "https-cert"): (webhook.certificate.metrics.port, webhook.dns_names[0]),
+        ("upkeep", "https-metrics"): (webhook.listen.metrics.port, webhook.upkeep_names[0]),
+        ("nodeagent", "https-metrics"): (agent.metrics_tls.listen.port, agent.metrics_tls.name),
+        ("ca", "https-bundle"): (15010, "gatehouse-ca.istio-system.svc"),
+    }
+    scraped = {}
+    for monitor in rendered.all("ServiceMonitor", "PodMonitor"):
+        component = monitor["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]
+        kind = "DaemonSet" if component == "nodeagent" else "Deployment"
+        pod = rendered.one(kind, f"gatehouse-{component}")["spec"]["template"]
+        ports = {p["name"]: p["containerPort"] for c in pod["spec"]["containers"] for p in c["ports"]}
+        assert pod["metadata"]["annotations"]["prometheus.io/scheme"] == "https"
+        endpoints = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
+        for endpoint in endpoints:
+            assert endpoint["scheme"] == "https"
+            assert endpoint["tlsConfig"]["ca"]["configMap"]["name"] == "istio-ca-root-cert"
+            scraped[component, endpoint["port"]] = (
+                ports[endpoint["port"]],
+                endpoint["tlsConfig"]["serverName"],
+            )
+        assert int(pod["metadata"]["annotations"]["prometheus.io/port"]) in {
+            ports[endpoint["port"]] for endpoint in endpoints
+        }
+    assert scraped == served
+    for service in rendered.all("Service"):
+        component = service["metadata"]["name"].removeprefix("gatehouse-")
+        names = {port["name"] for port in service["spec"]["ports"]}
+        assert {port for owner, port in served if owner == component} <= names
+        assert "http-metrics" not in names
 
 
 def _ports(rendered: Rendered, kind: str, name: str, container: str) -> set[int]:

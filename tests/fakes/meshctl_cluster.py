@@ -192,7 +192,6 @@ def settings_of_cluster() -> InjectorSettings:
 def agent_pod(node: str) -> dict[str, Any]:
     """The agent of a node."""
     found = pod(f"gatehouse-nodeagent-{node}", node=node, namespace=NAMESPACE, labels=component("nodeagent"))
-    found["metadata"]["annotations"] = {"prometheus.io/port": "15014"}
     del found["metadata"]["ownerReferences"]
     return found
 

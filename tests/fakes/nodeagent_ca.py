@@ -57,6 +57,8 @@ class NodeagentCa:
         self.fail_with: CaError | None = None
         self.forge: Callable[[list[str]], list[str]] = list
         self.skew = dt.timedelta(0)
+        self.granted: tuple[str, ...] = ()  # DNS names that the identity may ask for
+        self.forge_names: tuple[str, ...] | None = None  # DNS names to issue instead
         self.csrs: list[str] = []
         self.tokens: list[str] = []
         self.priorities: list[Priority] = []
@@ -67,7 +69,9 @@ class NodeagentCa:
     def issue(self, csr_pem: str, requested_seconds: int = 0) -> list[str]:
         """The reply of the real code."""
         authority = self._authority()
-        key = prove(csr_pem, self.identity, self.profile)
+        key = prove(csr_pem, self.identity, self.profile, self.granted)
+        if self.forge_names is not None:
+            key = key._replace(dns=self.forge_names)
         issued = authority.sign(
             authority.prepare(key, self.identity, requested_seconds, self.clock.now() + self.skew)
         )

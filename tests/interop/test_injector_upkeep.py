@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime as dt
+import http.client
 import json
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -31,6 +34,7 @@ from tests.fakes.kube_api import FakeKube
 from tests.fakes.ports import claim_port
 
 CONFIGURATION = "gatehouse-sidecar-injector"
+UPKEEP_NAME = "gatehouse-upkeep.istio-system.svc"
 
 
 class Command:
@@ -112,6 +116,18 @@ class World:
         assert found is not None
         return base64.b64decode(found["webhooks"][0]["clientConfig"].get("caBundle", "")).decode()
 
+    def secure_page(self, port: int, path: str, name: str) -> str:
+        """By TLS, verified with the roots for that name, as a scraper does."""
+        context = ssl.create_default_context(cafile=str(self.root_file))
+        try:
+            plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+            connection = http.client.HTTPConnection(name)
+            with context.wrap_socket(plain, server_hostname=name) as connection.sock:
+                connection.request("GET", path)
+                return connection.getresponse().read().decode()
+        except (OSError, http.client.HTTPException):
+            return ""
+
     def page(self, port: int, path: str) -> str:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
@@ -133,7 +149,10 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    grants = [{"service_account": "istio-system/gatehouse-injector", "dns": list(NAMES)}]
+    grants = [
+        {"service_account": "istio-system/gatehouse-injector", "dns": list(NAMES)},
+        {"service_account": "istio-system/gatehouse-upkeep", "dns": [UPKEEP_NAME]},
+    ]
     file = tmp_path / "ca.yaml"
     file.write_text(yaml.safe_dump({"serving_grants": grants}))
     config = ca_configuration.load(file, {}, ca_running.settings(tmp_path))
@@ -167,6 +186,40 @@ def test_from_nothing_to_a_trusted_webhook(world: World) -> None:
     lease = world.kube.find("Lease", "gatehouse-injector-upkeep", "istio-system")
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == "", "released at the end"
+
+
+def test_metrics_by_tls_only(world: World) -> None:
+    """`metrics.tls` of the chart: each process with a certificate of its own name; plain ports are health."""
+    webhook, keeper, upkeep = (claim_port() for _ in range(3))
+    (world.directory / "upkeep-token").write_text(world.token("gatehouse-upkeep"))
+    for file, metrics, more in (
+        (world.config, webhook, {"certificate": {"metrics": f"127.0.0.1:{keeper}"}}),
+        (world.upkeep_config, upkeep, {"certificate": {"token_file": "upkeep-token"}}),
+    ):
+        found = yaml.safe_load(file.read_text())
+        found["listen"]["metrics"] = f"127.0.0.1:{metrics}"
+        found["certificate"] |= more["certificate"]
+        if file is world.upkeep_config:
+            found["serving_dir"] = "upkeep-serving"
+        file.write_text(yaml.safe_dump(found))
+    with world.running("serve", "certificate", "upkeep"):
+        for port, name, metric in (
+            (webhook, NAMES[0], "gatehouse_injector_ready 1.0"),
+            (keeper, NAMES[0], 'gatehouse_injector_cert_renewals_total{result="written"} 1.0'),
+            (upkeep, UPKEEP_NAME, 'gatehouse_injector_cert_renewals_total{result="written"} 1.0'),
+        ):
+            wait_for(
+                lambda port=port, name=name, metric=metric: (
+                    metric in world.secure_page(port, "/metrics", name)
+                ),
+                f"{metric} by TLS from {name}",
+            )
+            assert world.secure_page(port, "/livez", name).endswith("ok\n")
+            assert world.page(port, "/metrics") == "", "nothing without TLS"
+            assert world.secure_page(port, "/metrics", "kubernetes.default.svc") == "", "for that name only"
+        for port in (world.plain, world.keeper_port, world.upkeep_port):
+            assert world.page(port, "/livez").endswith("ok\n")
+            assert world.page(port, "/metrics") == "", "metrics are not served without TLS beside"
 
 
 def test_a_second_root_is_published_before_any_leaf_needs_it(world: World) -> None:
@@ -294,10 +347,6 @@ def test_an_issued_pair_is_for_servers_and_names_the_service(world: World) -> No
 
 def test_the_webhook_can_be_called_with_the_published_bundle(world: World) -> None:
     """What an API server does: caBundle, the service's DNS name, POST."""
-    import http.client
-    import socket
-    import ssl
-
     with world.running("serve", "certificate", "upkeep"):
         wait_for(lambda: world.page(world.plain, "/readyz").endswith("\nok\n"), "the webhook is ready")
         wait_for(world.bundle, "caBundle is published")

@@ -13,6 +13,7 @@
   "service" (printf "%s-injector" (include "gatehouse.fullname" .))
   "serving_dir" "/run/gatehouse/serving"
   "events" $values.events
+  "listen" (dict "https" "0.0.0.0:15017" "plain" "0.0.0.0:15014")
   "log_level" .Values.log.level
   "log_json" (eq .Values.log.format "json")
   "injection" (dict
@@ -29,12 +30,18 @@
   "certificate" (dict
     "ca_address" (printf "%s:15012" (include "gatehouse.host" (list . "ca")))
     "token_file" "/var/run/secrets/tokens/istio-token"
-    "root_file" "/var/run/secrets/istio/root-cert.pem")
+    "root_file" "/var/run/secrets/istio/root-cert.pem"
+    "listen" "0.0.0.0:15016")
   "upkeep" (dict
+    "service" (printf "%s-upkeep" (include "gatehouse.fullname" .))
     "lease" (printf "%s-upkeep" (include "gatehouse.fullname" .))
     "webhook_selector" "app=gatehouse"
     "jwks" (dict "config_map" "gatehouse-jwks"))
 -}}
+{{- if .Values.metrics.tls -}}
+{{- $_ := set $own.listen "metrics" "0.0.0.0:15015" -}}
+{{- $_ := set $own.certificate "metrics" "0.0.0.0:15018" -}}
+{{- end -}}
 {{- if .Values.upkeep.issuerRoots }}{{ $_ := set $own.upkeep.jwks "ca_file" "/etc/gatehouse/issuer-roots.pem" }}{{ end -}}
 {{ include "gatehouse.settings" (dict "own" $own "more" $values.config) }}
 {{- end -}}
@@ -63,7 +70,13 @@
     "owner_cluster_role" (printf "%s-ca" $name)
     "token_review" $values.tokenReview)
 -}}
-{{- if not .Values.metrics.tls }}{{ $_ := set $own.listen "plain" "0.0.0.0:15014" }}{{ end -}}
+{{- if .Values.metrics.tls -}}
+{{- range list "upkeep" "nodeagent" -}}
+{{- $_ := set $own "serving_grants" (append $own.serving_grants (dict
+  "service_account" (printf "%s/%s-%s" $.Release.Namespace $name .)
+  "dns" (list (include "gatehouse.host" (list $ .))))) -}}
+{{- end -}}
+{{- else }}{{ $_ := set $own.listen "plain" "0.0.0.0:15014" }}{{ end -}}
 {{- if $values.existingSecret }}{{ $_ := set $own "ca_dir" "/etc/gatehouse-ca" }}{{ end -}}
 {{ include "gatehouse.settings" (dict "own" $own "more" $values.config) }}
 {{- end -}}
@@ -86,5 +99,11 @@
     "address" (printf "%s:15012" (include "gatehouse.host" (list . "ca")))
     "root_file" "/var/run/secrets/istio/root-cert.pem")
 -}}
+{{- if .Values.metrics.tls -}}
+{{- $_ := set $own "metrics_tls" (dict
+  "listen" "0.0.0.0:15015"
+  "name" (include "gatehouse.host" (list . "nodeagent"))
+  "token_file" "/var/run/secrets/tokens/istio-token") -}}
+{{- end -}}
 {{ include "gatehouse.settings" (dict "own" $own "more" $values.config) }}
 {{- end -}}

@@ -9,8 +9,8 @@
 {{- if $root.Values.metrics.annotations -}}
 {{- $_ := set $annotations "prometheus.io/scrape" "true" -}}
 {{- $_ := set $annotations "prometheus.io/path" "/metrics" -}}
-{{- $tls := and $root.Values.metrics.tls (eq $component "ca") -}}
-{{- $_ := set $annotations "prometheus.io/port" (ternary "15010" "15014" $tls) -}}
+{{- $tls := $root.Values.metrics.tls -}}
+{{- $_ := set $annotations "prometheus.io/port" (ternary (ternary "15010" "15015" (eq $component "ca")) "15014" $tls) -}}
 {{- if $tls }}{{ $_ := set $annotations "prometheus.io/scheme" "https" }}{{ end -}}
 {{- end -}}
 labels:
@@ -106,6 +106,21 @@ securityContext:
 image: {{ include "gatehouse.image" (list $root "control") | quote }}
 imagePullPolicy: {{ $root.Values.image.pullPolicy }}
 {{ include "gatehouse.container-security" $root }}
+{{- end -}}
+
+{{/* Ports for health and metrics of a process that has both on 15014, or metrics by TLS beside. */}}
+{{- define "gatehouse.metrics-ports" -}}
+{{- if .Values.metrics.tls -}}
+- {name: http-health, containerPort: 15014}
+- {name: https-metrics, containerPort: 15015}
+{{- else -}}
+- {name: http-metrics, containerPort: 15014}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of the port for the kubelet. */}}
+{{- define "gatehouse.health-port" -}}
+{{- ternary "http-health" "http-metrics" .Values.metrics.tls -}}
 {{- end -}}
 
 {{/* Probes: list PORT SCHEME. Startup is patient; liveness never judges readiness. */}}

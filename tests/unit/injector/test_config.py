@@ -83,6 +83,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
             {"listen": {"https": "0.0.0.0:1", "plain": "0.0.0.0:1"}}, ConfigError, "both", id="same-port"
         ),
         pytest.param(
+            {"listen": {"plain": "0.0.0.0:5", "metrics": "0.0.0.0:5"}},
+            ConfigError,
+            "listen.metrics and listen.plain",
+            id="same-metrics-port",
+        ),
+        pytest.param(
             {"workers": 2, "listen": {"plain": "0.0.0.0:0"}}, ConfigError, "each of 2 workers", id="port-0"
         ),
         pytest.param({"limits": {"threads": 20, "connections": 20}}, ConfigError, "by far", id="connections"),

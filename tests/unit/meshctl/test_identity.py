@@ -81,9 +81,15 @@ def test_through_the_api_server(kube: FakeKube, tmp_path: Path) -> None:
 def test_by_tls_where_the_agent_says_so(kube: FakeKube, tmp_path: Path) -> None:
     agent = kube.find("Pod", "gatehouse-nodeagent-node1", NAMESPACE)
     assert agent is not None
-    notes = {"prometheus.io/scheme": "https", "prometheus.io/port": "15010"}
-    kube.add({**agent, "kind": "Pod", "metadata": {**agent["metadata"], "annotations": notes}})
-    path = f"/api/v1/namespaces/{NAMESPACE}/pods/https:gatehouse-nodeagent-node1:15010/proxy/identities"
+    ports = [
+        {"name": "http-health", "containerPort": 15014},
+        {"name": "https-metrics", "containerPort": 15015},
+    ]
+    (container,) = agent["spec"]["containers"]
+    kube.add(
+        {**agent, "kind": "Pod", "spec": {**agent["spec"], "containers": [{**container, "ports": ports}]}}
+    )
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods/https:gatehouse-nodeagent-node1:15015/proxy/identities"
     kube.documents[path] = page(workload())
     assert identity(kube, tmp_path, "-n", "shop", "web-5d9c-a").code == 0
 
