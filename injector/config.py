@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from injector.config_parts import Address, JwksConfig, LimitConfig, NodesConfig, parse_label
 from injector.core.capture import CaptureError, PortRange, parse_ports
 from injector.core.decision import Selection
 from injector.core.options import PodOptions, resolve_options
@@ -28,8 +28,6 @@ MAX_WORKERS: Final = 16
 _LEVELS: Final = ("debug", "info", "warning", "error")  # as `mesh.obs.logs`, which must load later
 _SECOND: Final = dt.timedelta(seconds=1)
 _DAY: Final = dt.timedelta(days=1)
-_MAX_PORT: Final = 65535
-_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class ConfigCode(Code):
@@ -45,45 +43,6 @@ class ConfigError(MeshError):
 
     def __init__(self, code: ConfigCode, public: str) -> None:
         super().__init__(code, public, category=Category.FAILED_PRECONDITION)
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A host and a port."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Parse `host:port`; an IPv6 host stands in brackets. Port 0 lets the system choose.
-
-        Raises:
-            ValueError: another form.
-        """
-        host, colon, port = text.rpartition(":")
-        if not colon or not host or not port.isdecimal() or int(port) > _MAX_PORT:
-            raise ValueError("an address is written host:port, e.g. 0.0.0.0:15017 or [::]:15017")
-        bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-        if host.startswith("["):
-            ipaddress.IPv6Address(bare)
-        elif ":" in host:
-            raise ValueError("an IPv6 host stands in brackets, e.g. [::]:15017")
-        return cls(bare, int(port))
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_label(text: str) -> str:
-    """A DNS label in lower case, as names of namespaces and services are.
-
-    Raises:
-        ValueError: another form.
-    """
-    if not _LABEL.fullmatch(text):
-        raise ValueError("a name has lower case letters, digits and dashes, at most 63")
-    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,49 +66,6 @@ class ListenConfig:
         parse=Address.parse,
     )
     tls12: bool = setting("Accept TLS 1.2 too; API servers have spoken 1.3 since 1.16.", default=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitConfig:
-    """What a client of the webhook may cost."""
-
-    threads: int = setting(
-        "Threads of a worker. A slow sender holds one for at most header_wait and body_wait.",
-        default=8,
-        minimum=2,
-        maximum=64,
-    )
-    connections: int = setting("Open connections of a worker.", default=256, minimum=16, maximum=10_000)
-    header_wait: dt.timedelta = setting(
-        "Time for the TLS handshake, and for the head of a request.",
-        default=5 * _SECOND,
-        minimum=_SECOND / 10,
-        maximum=60 * _SECOND,
-    )
-    body_wait: dt.timedelta = setting(
-        "Time for the body of a request.",
-        default=10 * _SECOND,
-        minimum=_SECOND / 10,
-        maximum=60 * _SECOND,
-    )
-    keep_alive: int = setting(
-        "Seconds that an idle connection stays open; API servers reuse theirs.",
-        default=90,
-        minimum=1,
-        maximum=600,
-    )
-    margin: dt.timedelta = setting(
-        "Part of the API server's time-out that is left for the way back; later requests are refused.",
-        default=_SECOND / 2,
-        minimum=0 * _SECOND,
-        maximum=10 * _SECOND,
-    )
-    drain: dt.timedelta = setting(
-        "At the end: time during which /readyz already fails and requests are still served.",
-        default=5 * _SECOND,
-        minimum=0 * _SECOND,
-        maximum=60 * _SECOND,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,29 +215,6 @@ class CertificateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JwksConfig:
-    """Fetching of key sets for RequestAuthentications."""
-
-    enabled: bool = setting(
-        "Fetch the key sets of all token issuers: of each jwksUri, or where the issuer says.", default=True
-    )
-    config_map: str = setting("Where they are published.", default="gatehouse-jwks", parse=parse_label)
-    interval: dt.timedelta = setting(
-        "How often a key set is fetched again.",
-        default=300 * _SECOND,
-        minimum=10 * _SECOND,
-        maximum=86400 * _SECOND,
-    )
-    private_networks: tuple[str, ...] = setting(
-        "CIDR blocks of private addresses that an issuer inside the network may have, e.g. the services of"
-        " the cluster. Loopback, link-local and metadata addresses are always refused.",
-        default=(),
-    )
-    allow_http: bool = setting("Fetch from http:// addresses too.", default=False)
-    ca_file: Path | None = setting("Roots of private issuers, beside the system's.", default=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class UpkeepConfig:
     """What the leader looks after."""
 
@@ -357,6 +250,7 @@ class UpkeepConfig:
         parse=Address.parse,
     )
     jwks: JwksConfig = setting("Key sets of token issuers.", default_factory=JwksConfig)
+    nodes: NodesConfig = setting("Versions of kubelets.", default_factory=NodesConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import orjson
 
 from injector.jwks_fetch import FetchError
+from injector.published import PublishedText
 from mesh.errors import Category, Code, MeshError
-from mesh.kube.api import KubeApi, KubeCode, KubeError, PatchType
 from mesh.obs.logs import logger
 from mesh.policy.jwks import JwksError, parse_key_set
 
@@ -28,7 +28,6 @@ MAX_ADDRESSES: Final = 500
 MAX_TOTAL: Final = 900 << 10  # a ConfigMap holds 1 MiB
 _FETCHES: Final = 8
 _FIRST_RETRY, _LONGEST_RETRY = 5.0, 300.0
-_MANAGER: Final = "gatehouse-jwks"
 
 _log = logger(__name__)
 
@@ -69,10 +68,8 @@ class JwksUpkeep:
 
     def __init__(
         self,
-        api: KubeApi,
+        published: PublishedText,
         *,
-        namespace: str,
-        name: str,
         fetch: Callable[[str], str],
         addresses: Callable[[], Iterable[str] | None],
         interval: float,
@@ -80,9 +77,7 @@ class JwksUpkeep:
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        self._api = api
-        self._collection = f"/api/v1/namespaces/{namespace}/configmaps"
-        self._namespace, self._name = namespace, name
+        self._text = published
         self._fetch = fetch
         self._addresses = addresses
         self._interval = interval
@@ -120,7 +115,7 @@ class JwksUpkeep:
         if addresses is None:
             return  # an empty answer now would throw good sets away
         if self._published is None:
-            self._published = self._read()
+            self._published = _decoded(self._text.read())
         wanted = sorted(set(addresses))
         if len(wanted) > MAX_ADDRESSES:
             _log.error("too many addresses of key sets", found=len(wanted), allowed=MAX_ADDRESSES)
@@ -167,15 +162,6 @@ class JwksUpkeep:
         state.due = now + self._interval * self._rng.uniform(0.9, 1.0)
         self._told("ok")
 
-    def _read(self) -> dict[str, str]:
-        try:
-            found = self._api.get(f"{self._collection}/{self._name}")
-        except KubeError as error:
-            if error.code is KubeCode.NOT_FOUND:
-                return {}
-            raise
-        return _decoded((found.get("data") or {}).get(DATA_KEY, ""))
-
     def _write(self, keys: Mapping[str, str]) -> None:
         text = orjson.dumps(keys, option=orjson.OPT_SORT_KEYS).decode()
         if len(text) > MAX_TOTAL:
@@ -185,23 +171,7 @@ class JwksUpkeep:
                 " RequestAuthentications, or keys at the issuers",
                 category=Category.FAILED_PRECONDITION,
             )
-        body: dict[str, Any] = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {
-                "name": self._name,
-                "namespace": self._namespace,
-                "labels": {"app": "gatehouse"},
-            },
-            "data": {DATA_KEY: text},
-        }
-        try:
-            patch = {"data": body["data"], "metadata": {"labels": body["metadata"]["labels"]}}
-            self._api.patch(f"{self._collection}/{self._name}", patch, PatchType.MERGE)
-        except KubeError as error:
-            if error.code is not KubeCode.NOT_FOUND:
-                raise
-            self._api.create(self._collection, body)
+        self._text.write(text)
         _log.info("key sets published", sets=len(keys), bytes=len(text))
 
 

@@ -25,10 +25,12 @@ from injector import config as configuration
 from injector.admission import Admission
 from injector.app import create_app
 from injector.config import InjectorConfig
+from injector.core.nodes import NodesAndServer
 from injector.core.settings import Cluster, InjectorSettings
 from injector.events import EventSink
 from injector.metrics import WebhookMetrics
-from injector.namespaces import LOOKUP_TIMEOUT, Namespaces
+from injector.namespaces import LOOKUP_TIMEOUT, NAMESPACES, Namespaces
+from injector.node_versions import PublishedNodes
 from injector.plain import Page, PageServer, health_pages
 from injector.serving import Serving
 from mesh.errors import MeshError
@@ -112,8 +114,9 @@ class _WatchEvents:
     def __init__(self, metrics: WebhookMetrics) -> None:
         self._metrics = metrics
 
-    def relisted(self, resource: str, items: int) -> None:  # noqa: ARG002 - there is only one
-        self._metrics.namespaces.set(items)
+    def relisted(self, resource: str, items: int) -> None:
+        if resource == NAMESPACES.name:
+            self._metrics.namespaces.set(items)
 
     def event(self, resource: str) -> None:
         """Single events say nothing of interest."""
@@ -151,7 +154,14 @@ class Runtime:
         found = access.find(config.kubeconfig)
         self._api = KubeClient(found, user_agent=USER_AGENT)
         lookup = KubeClient(found, user_agent=USER_AGENT, timeout=LOOKUP_TIMEOUT)
-        self.namespaces = Namespaces(self._api, lookup, events=_WatchEvents(self.metrics))
+        watched = _WatchEvents(self.metrics)
+        self.namespaces = Namespaces(self._api, lookup, events=watched)
+        self.nodes = PublishedNodes(
+            KubeClient(found, user_agent=USER_AGENT),
+            namespace=config.namespace,
+            name=config.upkeep.nodes.config_map,
+            events=watched,
+        )
         self.events = EventSink(
             KubeClient(found, user_agent=USER_AGENT) if config.events else None,
             count=lambda result: self.metrics.events.labels(result=result).inc(),
@@ -180,6 +190,7 @@ class Runtime:
         self._port = port
         self.serving.refresh()
         self.namespaces.start()
+        self.nodes.start()
         self.events.start()
         for server in self._servers:
             server.start()
@@ -196,6 +207,7 @@ class Runtime:
         """Stop everything."""
         self._stop.set()
         self.namespaces.stop()
+        self.nodes.stop()
         self.events.stop()
         for server in self._servers:
             server.stop()
@@ -208,7 +220,7 @@ class Runtime:
     def _cluster(self) -> Cluster:
         if self._capabilities is None:
             self._capabilities = discover(self._api)
-        return self._capabilities
+        return NodesAndServer(self._capabilities, self.nodes.current)
 
     def _page_servers(self) -> list[PageServer]:
         listen, shared = self.config.listen, self.config.workers > 1

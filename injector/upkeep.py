@@ -17,19 +17,25 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from injector import ca_bundle
+from injector import ca_bundle, jwks_upkeep
 from injector.bundle_upkeep import BundleUpkeep
 from injector.ca_bundle import Entry
-from injector.config import Address, InjectorConfig
+from injector.config import InjectorConfig
+from injector.config_parts import Address
+from injector.core.nodes import DATA_KEY as NODES_KEY
+from injector.core.nodes import NodeFacts, read_node
 from injector.jwks_fetch import Fetcher
 from injector.jwks_upkeep import JwksUpkeep
 from injector.lease import Election
 from injector.metrics import UpkeepMetrics
+from injector.node_versions import NODES, NodesUpkeep
 from injector.plain import Context, Page, PageServer, health_pages
+from injector.published import PublishedText
 from injector.serving import Serving
 from mesh.errors import MeshError
 from mesh.kube import access
@@ -204,8 +210,10 @@ def keep_up(process: Process, config: InjectorConfig) -> None:
         name=config.upkeep.lease,
         identity=f"{socket.gethostname()}_{os.getpid()}_{os.urandom(4).hex()}",
     )
-    bundle, jwks, watches = _bundle(process, config, api), *_jwks(process, config, api)
-    watches += _watch_bundle(process, config, api)
+    bundle, watches = _bundle(process, config, api), _watch_bundle(process, config, api)
+    jwks, more = _jwks(process, config, api)
+    nodes, nodes_watches = _nodes(process, config, api)
+    watches += more + nodes_watches
     for watch in watches:
         watch.start()
     elector = threading.Thread(target=_elect, args=(process, election), name="election", daemon=True)
@@ -218,13 +226,22 @@ def keep_up(process: Process, config: InjectorConfig) -> None:
             daemon=True,
         ).start()
     try:
-        _lead(process, config, election, bundle, jwks)
+        _lead(process, config.upkeep.interval.total_seconds(), election, _Parts(bundle, jwks, nodes))
     finally:
         process.end()
         for watch in watches:
             watch.stop()
         elector.join(5)
         election.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the leader looks after; None = turned off."""
+
+    bundle: BundleUpkeep
+    jwks: JwksUpkeep | None
+    nodes: NodesUpkeep | None
 
 
 def _elect(process: Process, election: Election) -> None:
@@ -239,18 +256,18 @@ def _elect(process: Process, election: Election) -> None:
 
 def _lead(
     process: Process,
-    config: InjectorConfig,
+    interval: float,
     election: Election,
-    bundle: BundleUpkeep,
-    jwks: JwksUpkeep | None,
+    parts: _Parts,
 ) -> None:
-    interval, led = config.upkeep.interval.total_seconds(), False
-    failures = 0
+    bundle, jwks, nodes = parts.bundle, parts.jwks, parts.nodes
+    failures, led = 0, False
     while not process.stop.is_set():
         good = True
         if election.leading:
-            if not led and jwks is not None:
-                jwks.forget()
+            for part in (jwks, nodes) if not led else ():
+                if part is not None:
+                    part.forget()
             good = process.attempt(
                 "ca_bundle",
                 lambda: _told_bad(process, bundle.step(dt.datetime.now(dt.UTC), _leading(election))),
@@ -259,9 +276,11 @@ def _lead(
                 good &= process.attempt("jwks", lambda: jwks.step(_leading(election)))
                 process.metrics.jwks_sets.set(jwks.published)
                 process.metrics.jwks_stale.set(jwks.stale)
+            if nodes is not None:
+                good &= process.attempt("nodes", lambda: nodes.step(_leading(election)))
         elif led:
-            for part in ("ca_bundle", "jwks"):
-                process.health.forget(part)
+            for name in ("ca_bundle", "jwks", "nodes"):
+                process.health.forget(name)
         led = election.leading
         failures = 0 if good else failures + 1
         pause = interval if good else min(_MAX_PAUSE, interval, _MIN_PAUSE * 2.0 ** min(failures, 10))
@@ -358,15 +377,26 @@ def _jwks(
         context=context,
     )
     upkeep = JwksUpkeep(
-        api,
-        namespace=config.namespace,
-        name=jwks.config_map,
+        PublishedText(api, namespace=config.namespace, name=jwks.config_map, key=jwks_upkeep.DATA_KEY),
         fetch=fetcher.fetch,
         addresses=lambda: [url for urls in store.values() for url in urls] if store.synced else None,
         interval=jwks.interval.total_seconds(),
         told=lambda result: process.metrics.jwks_fetches.labels(result=result).inc(),
     )
     return upkeep, [reflector]
+
+
+def _nodes(
+    process: Process, config: InjectorConfig, api: KubeApi
+) -> tuple[NodesUpkeep | None, list[Reflector[Any]]]:
+    found = config.upkeep.nodes
+    if not found.enabled:
+        return None, []
+    store: Store[NodeFacts] = Store()
+    store.subscribe(lambda _: process.wake.set())
+    watch: Reflector[Any] = Reflector(api, NODES, read_node, store, monotonic=time.monotonic)
+    published = PublishedText(api, namespace=config.namespace, name=found.config_map, key=NODES_KEY)
+    return NodesUpkeep(published, lambda: store.values() if store.synced else None), [watch]
 
 
 def addresses_of(item: Mapping[str, Any]) -> tuple[str, ...] | None:

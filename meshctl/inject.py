@@ -8,22 +8,28 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from injector.core import podjson, workloads
 from injector.core.decision import DEFAULT_REVISION, Outcome, Reason
 from injector.core.inject import Result, inject, uninject
 from injector.core.keys import ENABLED, NAMESPACE_LABEL, REVISION
+from injector.core.nodes import DATA_KEY as NODES_KEY
+from injector.core.nodes import NodesAndServer, NodeVersions
 from injector.core.patch import apply_patch
 from injector.core.settings import Cluster as ClusterView
 from injector.core.settings import ClusterFeatures, InjectorSettings
 from injector.core.workloads import Template
 from mesh.errors import Code, MeshError
+from mesh.kube.api import KubeCode, KubeError
 from meshctl.cluster import Cluster, connect, installation, load_config
 from meshctl.errors import CtlCode, CtlError, bad_argument
 from meshctl.exits import EXIT_OK, EXIT_PROBLEM
 from meshctl.stream import MAX_CHARACTERS, Chunk, changed_text, dump, join, split
 from meshctl.terminal import Colour, Screen, counted, wrapped
+
+if TYPE_CHECKING:
+    from injector.config import InjectorConfig
 
 _MAX_DIFF_LINE: Final = 160  # the proxy's bootstrap is one line of 9 KB
 
@@ -144,8 +150,8 @@ def setting_of(options: argparse.Namespace, chunks: Sequence[Chunk], cluster: Cl
         raise bad_argument("--config and --cluster are both given; next: leave one out")
     capabilities: ClusterView
     if cluster is not None:
-        capabilities = cluster.capabilities()
         config = load_config(Path(options.config)) if options.config else installation(cluster)[1]
+        capabilities = NodesAndServer(cluster.capabilities(), _nodes(cluster, config))
     else:
         capabilities = ClusterFeatures(native_sidecars=not getattr(options, "classic", False))
         config = load_config(Path(options.config) if options.config else None)
@@ -162,6 +168,18 @@ def setting_of(options: argparse.Namespace, chunks: Sequence[Chunk], cluster: Cl
     )
     home = options.namespace or (cluster.namespace if cluster is not None else "default")
     return Setting(settings, capabilities, namespaces, home)
+
+
+def _nodes(cluster: Cluster, config: InjectorConfig) -> NodeVersions | None:
+    """What the webhook knows of kubelets; None as well when we may not read it."""
+    name = config.upkeep.nodes.config_map
+    try:
+        item = cluster.get(f"/api/v1/namespaces/{config.namespace}/configmaps/{name}") or {}
+    except KubeError as error:
+        if error.code is not KubeCode.FORBIDDEN:
+            raise
+        return None
+    return NodeVersions.from_json(str((item.get("data") or {}).get(NODES_KEY, "")))
 
 
 def read_files(files: Sequence[str]) -> list[Chunk]:

@@ -108,8 +108,15 @@ def inject(
     ):
         if clash:
             return _denied(reason, [clash])
-    native = capabilities.native_sidecars if options.native_sidecar is None else options.native_sidecar
-    problems += _problems(before, options, config, capabilities, native=native)
+    possible = capabilities.native(podjson.spec(before.pod).get("nodeSelector") or {})
+    # Where nothing is known of the nodes a pod is classic, which works everywhere.
+    native = possible is True if options.native_sidecar is None else options.native_sidecar
+    if native and possible is False:
+        problems.append(
+            f"{SIDECAR}nativeSidecar is true, but not every node where this pod may run has native sidecars"
+            " (Kubernetes 1.29); next: remove the annotation, or have a nodeSelector choose newer nodes"
+        )
+    problems += _problems(before, options, config, native=native)
     if problems:
         return _denied(Reason.INVALID_OPTION, problems)
     name = metadata.workload_name(before.pod, workload)
@@ -127,7 +134,6 @@ def _problems(
     before: Original,
     options: PodOptions,
     config: InjectorSettings,
-    capabilities: Cluster,
     *,
     native: bool,
 ) -> list[str]:
@@ -135,11 +141,6 @@ def _problems(
     problems = checks.collisions(pod, options) + checks.user_volumes(pod, options)
     problems += checks.bounds(options, config.ceilings)
     problems += checks.termination(options, grace_seconds(pod), native=native)
-    if native and not capabilities.native_sidecars:
-        problems.append(
-            f"{SIDECAR}nativeSidecar is true, but this cluster has no native sidecars on every node"
-            " (Kubernetes 1.29); next: remove the annotation"
-        )
     if before.declared is not None:
         names = {v["name"] for v in podjson.listed(pod, "volumes")} | set(options.user_volumes)
         hold = not native and options.hold_application

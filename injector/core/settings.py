@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,11 +19,10 @@ from mesh import ports
 
 
 class Cluster(Protocol):
-    """What injection has to know of the cluster; `mesh.kube.discovery.Capabilities` is one."""
+    """What injection has to know of the cluster; `injector.core.nodes.NodesAndServer` is one."""
 
-    @property
-    def native_sidecars(self) -> bool:
-        """Init containers with `restartPolicy: Always` work on every node."""
+    def native(self, node_selector: Mapping[str, Any]) -> bool | None:
+        """Do init containers with `restartPolicy: Always` work wherever such a pod may run? None: unknown."""
         ...
 
 
@@ -30,7 +30,11 @@ class Cluster(Protocol):
 class ClusterFeatures:
     """A `Cluster` by hand, for the command line without a cluster."""
 
-    native_sidecars: bool = True
+    native_sidecars: bool | None = True
+
+    def native(self, node_selector: Mapping[str, Any]) -> bool | None:  # noqa: ARG002 - the protocol's
+        """As `Cluster.native`, for every pod alike."""
+        return self.native_sidecars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

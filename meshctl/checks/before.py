@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from injector.core.nodes import NATIVE_MINOR
 from mesh.kube.api import KubeCode, KubeError
 from meshctl.checks.rows import Check, Row, View, fail, many, ok, skip, warn
 from meshctl.cluster import WEBHOOKS, full_name, is_ours, labels_of, name_of
@@ -160,6 +161,15 @@ def nodes(view: View) -> Iterator[Row]:
     old = [f"{name_of(n)} ({_info(n, 'kubeletVersion')})" for n in linux if _minor(n) < MIN_MINOR]
     if old:
         yield fail("nodes-version", f"kubelets before 1.{MIN_MINOR}", "upgrade these nodes", old)
+    classic = [f"{name_of(n)} ({_info(n, 'kubeletVersion')})" for n in linux if _minor(n) < NATIVE_MINOR]
+    if classic and view.cluster.capabilities().native_sidecars:
+        yield warn(
+            "nodes-native",
+            f"{many(len(classic), 'kubelet')} before 1.{NATIVE_MINOR}: sidecars are ordinary containers,"
+            " except in pods whose nodeSelector keeps them away from such nodes",
+            "upgrade these nodes",
+            classic,
+        )
     unready = [name_of(n) for n in linux if not is_ready(n)]
     if unready:
         yield warn(

@@ -45,6 +45,7 @@ OWN: dict[str, frozenset[str]] = {
             "certificate.ca_address", "certificate.token_file", "certificate.root_file", "certificate.listen",
             "certificate.metrics", "upkeep.service", "upkeep.lease", "upkeep.webhook_selector",
             "upkeep.roots_config_map", "upkeep.jwks.config_map", "upkeep.jwks.ca_file",
+            "upkeep.nodes.config_map",
         }
     ),
     "nodeagent": frozenset(
@@ -163,6 +164,8 @@ def _injector() -> Json:
             "revision": _NAME,
             "tags": _list(_NAME),
             "namespacesByDefault": _FLAG,
+            # `--set` makes booleans of the words.
+            "nativeSidecars": {"enum": ["auto", "true", "false", True, False]},
             "excludedNamespaces": _list(_NAME),
             "events": _FLAG,
             "webhook": _map(

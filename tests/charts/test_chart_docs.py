@@ -39,6 +39,7 @@ def test_what_is_left_behind_is_what_the_page_says() -> None:
         ("Secret", "gatehouse-ca"),
         ("ConfigMap", "gatehouse-ca"),
         ("ConfigMap", "gatehouse-jwks"),
+        ("ConfigMap", "gatehouse-nodes"),
         ("Lease", "gatehouse-ca"),
         ("Lease", "gatehouse-upkeep"),
     ):

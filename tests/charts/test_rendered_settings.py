@@ -89,6 +89,7 @@ def test_injector_reads_its_settings(chart: tuple[str, Rendered], tmp_path: Path
     assert rendered.one("Lease", config.upkeep.lease)
     assert rendered.one("ConfigMap", config.upkeep.jwks.config_map)
     assert config.upkeep.jwks.config_map == KEY_SETS_NAME
+    assert rendered.one("ConfigMap", config.upkeep.nodes.config_map)
     assert config.upkeep.jwks.ca_file is None
     assert "istio-system" in selection.excluded_namespaces
     if name == "defaults":
@@ -104,6 +105,15 @@ def test_injector_reads_its_settings(chart: tuple[str, Rendered], tmp_path: Path
     assert "legacy" in selection.excluded_namespaces
     assert config.workers == 2
     assert len(selection.never) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "native"), [("auto", None), ("true", True), (True, True), ("false", False), (False, False)]
+)
+def test_native_sidecars_for_all_pods(value: object, native: bool | None, tmp_path: Path) -> None:
+    rendered = render(values={"injector": {"nativeSidecars": value}})
+    config = injector.config.load(_write(tmp_path, rendered, "injector"), {})
+    assert config.settings().defaults.native_sidecar is native
 
 
 def test_nodeagent_reads_its_settings(chart: tuple[str, Rendered], tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_upkeep_needs_no_more_rights_than_the_chart_gives(world: World) -> None:
         ("mutatingwebhookconfigurations", "patch"),
         *(("leases", verb) for verb in ("get", "create", "update")),
         *(("configmaps", verb) for verb in ("get", "list", "watch", "create", "patch")),
-        *(("requestauthentications", verb) for verb in ("list", "watch")),
+        *((kind, verb) for kind in ("requestauthentications", "nodes") for verb in ("list", "watch")),
     }
     touched = {(r.method, r.path) for r in world.kube.requests if r.method in {"PATCH", "PUT", "POST"}}
     assert {path.rpartition("/")[2] for _, path in touched} <= {
@@ -252,8 +252,38 @@ def test_upkeep_needs_no_more_rights_than_the_chart_gives(world: World) -> None:
         "gatehouse-injector-upkeep",
         "leases",
         "gatehouse-jwks",
+        "gatehouse-nodes",
         "configmaps",
     }
+
+
+def test_kubelets_decide_about_native_sidecars(world: World) -> None:
+    """An API server that knows them, a new node, then an old one: native while all nodes can."""
+
+    def mode() -> str:
+        context = ssl.create_default_context(cadata=world.root_file.read_text())
+        plain = socket.create_connection(("127.0.0.1", world.https), timeout=10)
+        connection = http.client.HTTPConnection(NAMES[0])
+        with context.wrap_socket(plain, server_hostname=NAMES[0]) as connection.sock:
+            connection.request("POST", "/inject/v1", reviews.body(), {"Content-Type": "application/json"})
+            response = json.loads(connection.getresponse().read())["response"]
+        text = base64.b64decode(response["patch"]).decode()
+        return "native" if '"restartPolicy":"Always"' in text else "classic"
+
+    def node(name: str, version: str) -> None:
+        world.kube.add(
+            {"kind": "Node", "metadata": {"name": name}, "status": {"nodeInfo": {"kubeletVersion": version}}}
+        )
+
+    world.kube.minor = 31
+    with world.running("serve", "certificate"):
+        wait_for(lambda: world.page(world.plain, "/readyz").endswith("\nok\n"), "the webhook is ready")
+        assert mode() == "classic", "nothing is known of the nodes"
+        with world.running("upkeep"):
+            node("new", "v1.31.0")
+            wait_for(lambda: mode() == "native", "all nodes can")
+            node("old", "v1.28.3")
+            wait_for(lambda: mode() == "classic", "one cannot")
 
 
 def test_addresses_inside_the_cluster_are_not_fetched_from(world: World) -> None:
@@ -326,7 +356,7 @@ def test_files_that_are_missing_or_wrong(world: World, name: str, content: str |
 
 
 def certificate_config(world: World, token: str = "token") -> CertificateConfig:
-    from injector.config import Address
+    from injector.config_parts import Address
 
     return CertificateConfig(
         ca_address=Address("localhost", world.ca.runtime.grpc.port),

@@ -36,8 +36,12 @@
     "service" (printf "%s-upkeep" (include "gatehouse.fullname" .))
     "lease" (printf "%s-upkeep" (include "gatehouse.fullname" .))
     "webhook_selector" "app=gatehouse"
-    "jwks" (dict "config_map" "gatehouse-jwks"))
+    "jwks" (dict "config_map" "gatehouse-jwks")
+    "nodes" (dict "config_map" "gatehouse-nodes"))
 -}}
+{{- if ne (toString $values.nativeSidecars) "auto" -}}
+{{- $_ := set $own.injection "defaults" (dict "sidecar.istio.io/nativeSidecar" (toString $values.nativeSidecars)) -}}
+{{- end -}}
 {{- if .Values.metrics.tls -}}
 {{- $_ := set $own.listen "metrics" "0.0.0.0:15015" -}}
 {{- $_ := set $own.certificate "metrics" "0.0.0.0:15018" -}}

@@ -11,6 +11,7 @@ import pytest
 
 from injector.jwks_fetch import FetchCode, FetchError
 from injector.jwks_upkeep import DATA_KEY, MAX_ADDRESSES, JwksUpkeep, JwksUpkeepCode, JwksUpkeepError
+from injector.published import PublishedText
 from mesh.kube.api import KubeError
 from mesh.policy.jwks import parse_key_set
 from tests.fakes.injector_issuer import key_set
@@ -38,9 +39,7 @@ class World:
 
     def leader(self) -> JwksUpkeep:
         return JwksUpkeep(
-            self.kube.api(),
-            namespace="istio-system",
-            name="gatehouse-jwks",
+            PublishedText(self.kube.api(), namespace="istio-system", name="gatehouse-jwks", key=DATA_KEY),
             fetch=self.fetch,
             addresses=lambda: self.wanted,
             interval=300.0,
@@ -207,9 +206,7 @@ def test_one_flight_per_host(kube: FakeKube) -> None:
         return canonical()
 
     upkeep = JwksUpkeep(
-        kube.api(),
-        namespace="istio-system",
-        name="j",
+        PublishedText(kube.api(), namespace="istio-system", name="j", key=DATA_KEY),
         fetch=fetch,
         addresses=lambda: [f"https://a.example/{n}" for n in range(30)],
         interval=300,

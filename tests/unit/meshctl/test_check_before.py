@@ -103,6 +103,16 @@ def test_what_would_go_wrong_is_said(
     assert row["next"] or want == "ok"
 
 
+def test_kubelets_without_native_sidecars_are_named(tmp_path: Path) -> None:
+    with FakeKube(minor=31) as kube:
+        empty(kube)
+        node_with("node1", version="v1.31.0")(kube)
+        node_with("node2", version="v1.28.3")(kube)
+        row = rows(check(kube, tmp_path, "--pre", "-o", "json"))["nodes-native"]
+    assert (row["status"], row["objects"]) == ("warn", ["node2 (v1.28.3)"])
+    assert "1 kubelet before 1.29: sidecars are ordinary containers" in row["message"]
+
+
 def test_an_old_cluster_is_refused(tmp_path: Path) -> None:
     with FakeKube(minor=19) as kube:
         empty(kube)

@@ -334,7 +334,7 @@ def test_an_explicit_yes_that_is_skipped_warns() -> None:
 
 def test_native_needs_the_cluster() -> None:
     result = injecting(a_pod(annotations={S + "nativeSidecar": "true"}), CLASSIC)
-    assert "no native sidecars on every node" in result.problems[0]
+    assert "not every node where this pod may run has native sidecars" in result.problems[0]
     opted_out = injected(a_pod(annotations={S + "nativeSidecar": "false"}), NATIVE)
     assert status(opted_out)["mode"] == "classic"
 
