@@ -85,21 +85,17 @@ class JwksUpkeep:
         self._monotonic = monotonic
         self._rng = rng or random.SystemRandom()
         self._states: dict[str, _State] = {}
-        self._published: dict[str, str] | None = None
+        self._published: dict[str, str] = {}
 
     @property
     def published(self) -> int:
         """Key sets in the ConfigMap."""
-        return len(self._published or {})
+        return len(self._published)
 
     @property
     def stale(self) -> int:
         """Addresses whose last fetch failed."""
         return sum(state.failures > 0 for state in self._states.values())
-
-    def forget(self) -> None:
-        """Another process may have written: read the ConfigMap again at the next step."""
-        self._published = None
 
     def step(self, allowed: Callable[[], bool] = lambda: True) -> None:
         """Fetch what is due and publish what has changed.
@@ -114,8 +110,7 @@ class JwksUpkeep:
         addresses = self._addresses()
         if addresses is None:
             return  # an empty answer now would throw good sets away
-        if self._published is None:
-            self._published = _decoded(self._text.read())
+        self._published = _decoded(self._text.read())  # others may have emptied it
         wanted = sorted(set(addresses))
         if len(wanted) > MAX_ADDRESSES:
             _log.error("too many addresses of key sets", found=len(wanted), allowed=MAX_ADDRESSES)

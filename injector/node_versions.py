@@ -32,11 +32,6 @@ class NodesUpkeep:
     def __init__(self, published: PublishedText, nodes: Callable[[], Iterable[NodeFacts] | None]) -> None:
         self._published = published
         self._nodes = nodes
-        self._text: str | None = None
-
-    def forget(self) -> None:
-        """Another process may have written: read the ConfigMap again at the next step."""
-        self._text = None
 
     def step(self, allowed: Callable[[], bool] = lambda: True) -> None:
         """Publish what has changed.
@@ -48,12 +43,9 @@ class NodesUpkeep:
         found = summarise(nodes) if nodes is not None else None
         if found is None:
             return  # what is published stays: it was true a moment ago
-        if self._text is None:
-            self._text = self._published.read()
         text = found.to_json()
-        if text != self._text and allowed():
+        if text != self._published.read() and allowed():
             self._published.write(text)
-            self._text = text
             _log.info(
                 "kubelet versions published", oldest=found.oldest, native_labels=len(found.native_labels)
             )

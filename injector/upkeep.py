@@ -265,9 +265,6 @@ def _lead(
     while not process.stop.is_set():
         good = True
         if election.leading:
-            for part in (jwks, nodes) if not led else ():
-                if part is not None:
-                    part.forget()
             good = process.attempt(
                 "ca_bundle",
                 lambda: _told_bad(process, bundle.step(dt.datetime.now(dt.UTC), _leading(election))),

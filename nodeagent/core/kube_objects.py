@@ -143,9 +143,14 @@ class PolicyRecord:
 
 @dataclass(frozen=True, slots=True)
 class KeySetsRecord:
-    """The published key sets, as written: key set JSON by jwksUri; None when that cannot be read."""
+    """The published key sets, as written: key set JSON by jwksUri; None when that cannot be read.
+
+    Attributes:
+        published: False while the ConfigMap, which comes with the chart, holds nothing at all.
+    """
 
     key_sets: Mapping[str, str] | None = field(repr=False)
+    published: bool = True
 
 
 class Interner:
@@ -276,7 +281,10 @@ def read_policy(item: Mapping[str, Any], *, kind: str, version: str) -> PolicyRe
 
 def read_key_sets(item: Mapping[str, Any]) -> KeySetsRecord:
     """The ConfigMap of key sets that upkeep publishes: `data["keysets.json"]` maps jwksUri to key set."""
-    text = _text(_map(item.get("data")), KEY_SETS_ENTRY)
+    data = _map(item.get("data"))
+    if KEY_SETS_ENTRY not in data:
+        return KeySetsRecord({}, published=False)
+    text = _text(data, KEY_SETS_ENTRY)
     try:
         found = json.loads(text) if len(text) <= MAX_KEY_SETS else None
     except (ValueError, RecursionError):

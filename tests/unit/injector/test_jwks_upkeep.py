@@ -87,6 +87,16 @@ def test_nothing_is_written_without_need(world: World) -> None:
     )
 
 
+def test_what_somebody_emptied_is_filled_again(world: World) -> None:
+    """`helm upgrade --force` replaces the ConfigMap by the chart's, which holds nothing."""
+    world.sets, world.wanted = {A: canonical()}, [A]
+    world.upkeep.step()
+    world.kube.add({"kind": "ConfigMap", "metadata": {"name": "gatehouse-jwks", "namespace": "istio-system"}})
+    world.upkeep.step()
+    assert world.published() == world.sets
+    assert len(world.asked) == 1, "what was fetched is known still"
+
+
 def test_a_failed_fetch_keeps_the_last_good_set(world: World) -> None:
     """policy.md e, must-have 2."""
     world.sets, world.wanted = {A: canonical()}, [A]

@@ -15,6 +15,7 @@ from nodeagent.core.kube_objects import (
     MAX_PORTS,
     EndpointRecord,
     Interner,
+    KeySetsRecord,
     PodPort,
     read_key_sets,
     read_pod,
@@ -306,6 +307,11 @@ def test_a_policy_that_is_refused() -> None:
 def test_key_sets(text: str, wanted: object) -> None:
     item = {"metadata": {"name": "gatehouse-jwks"}, "data": {"keysets.json": text}}
     assert read_key_sets(item).key_sets == wanted
+
+
+@pytest.mark.parametrize("item", [{}, {"data": None}, {"data": {}}, {"data": {"other": "x"}}])
+def test_a_config_map_as_installed_has_no_key_sets_and_no_fault(item: dict[str, Any]) -> None:
+    assert read_key_sets(item) == KeySetsRecord({}, published=False)
 
 
 json_values = st.recursive(

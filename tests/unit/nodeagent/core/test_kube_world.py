@@ -315,6 +315,17 @@ def test_key_sets() -> None:
     assert builder.update(snapshot(key_sets=record)).world.findings == (finding,)
 
 
+def test_a_config_map_that_holds_nothing_is_no_fault() -> None:
+    """As installed: nothing to say. Emptied (a replace by Helm): good sets stay until it is filled again."""
+    builder = world()
+    state = builder.update(snapshot(key_sets=KeySetsRecord({}, published=False)))
+    assert (state.key_sets, state.world.findings) == ({}, ())
+    good = builder.update(snapshot(key_sets=KeySetsRecord({"https://a/jwks": KEYS}))).key_sets
+    emptied = builder.update(snapshot(key_sets=KeySetsRecord({}, published=False)))
+    assert (emptied.key_sets, emptied.world.findings) == (good, ())
+    assert builder.update(snapshot(key_sets=KeySetsRecord({}))).key_sets == {}
+
+
 def test_key_sets_that_break_stay() -> None:
     builder = world()
     good = builder.update(snapshot(key_sets=KeySetsRecord({"https://a/jwks": KEYS}))).key_sets
