@@ -11,6 +11,9 @@ root ConfigMap of the authority's own namespace. The record is written after the
 it sees the Secret too, unless that was lost.
 
 Intermediates are renewed by the replica that leads; the others find the new one when they reload.
+
+The chart renders the Secret without data, so `helm upgrade --force` and the like put an empty one in its
+place. A replica that runs puts back what it has: the root is then never lost while one of them lives.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from ca.keystore_files import MAX_FILE_BYTES, encode_key, parse_key
 from ca.keystore_material import Material, check_material, parse_certificates
 from mesh.errors import MeshError
 from mesh.kube.api import KubeApi, KubeCode, KubeError
+from mesh.obs.logs import logger
 from mesh.x509 import pem
 from mesh.x509.certs import CertFields, KeyKind, read_certificate
 
@@ -48,6 +52,7 @@ _CURVES: Mapping[KeyKind, type[ec.EllipticCurve]] = {
     KeyKind.P384: ec.SECP384R1,
 }
 _TRIES: Final = 5
+_log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +94,7 @@ class SecretKeyStore:
         place: SecretPlace,
         config: KeyStoreConfig,
         material: Material,
-        version: str,
+        secret: Mapping[str, Any],
         *,
         may_renew: Callable[[], bool],
     ) -> None:
@@ -98,7 +103,8 @@ class SecretKeyStore:
         self._place = place
         self._config = config
         self._material = material
-        self._version = version
+        self._version = _version(secret)
+        self._data = dict(secret["data"])
         self._may_renew = may_renew
         self._mutex = threading.Lock()
         self._retry_at: dt.datetime | None = None
@@ -131,7 +137,7 @@ class SecretKeyStore:
                     raise
                 secret = _ensure(api, place, config, now)
         material = _material(place, config, secret, now)
-        store = cls(api, place, config, material, _version(secret), may_renew=may_renew)
+        store = cls(api, place, config, material, secret, may_renew=may_renew)
         _record(api, place, material, now)
         return store
 
@@ -161,7 +167,8 @@ class SecretKeyStore:
                     error = KeyStoreError(
                         KeyStoreCode.ROOT_LOST,
                         f"Secret {self._place.namespace}/{self._place.name} is gone; restore it before the"
-                        " authority restarts: what is in memory is used until then",
+                        " authority restarts, or run `helm upgrade`: it makes an empty one, and this replica"
+                        " fills it with what is in memory, which is used until then",
                     )
                 self.last_error = error
                 return ReloadResult(changed=False, error=_as_keystore(error))
@@ -174,14 +181,34 @@ class SecretKeyStore:
     def _reload(self, now: dt.datetime) -> bool:
         secret = self._api.get(f"{self._place.secrets}/{self._place.name}")
         changed = False
-        if _version(secret) != self._version:
+        if not secret.get("data"):
+            secret = self._put_back(secret, now)
+        elif _version(secret) != self._version:
             material = _material(self._place, self._config, secret, now)
             self._check_roots(material)
             changed = self._take(material)
-            self._version = _version(secret)
+            self._note(secret)
+            _record(self._api, self._place, self._material, now)
         if self._due(now) and self._may_renew():
             changed = self._renew(secret, now) or changed
         return changed
+
+    def _put_back(self, emptied: Mapping[str, Any], now: dt.datetime) -> Mapping[str, Any]:
+        """Fill an emptied Secret; of several replicas one wins, the others find it filled then."""
+        body = {**emptied, "data": self._data}
+        written = dict(self._api.replace(f"{self._place.secrets}/{self._place.name}", body))
+        _log.error(
+            "the Secret with the root was emptied, and is filled again from memory; next: do not use"
+            " `helm upgrade --force` or other replacing of objects",
+            secret=f"{self._place.namespace}/{self._place.name}",
+        )
+        self._note(written)
+        _record(self._api, self._place, self._material, now)
+        return written
+
+    def _note(self, secret: Mapping[str, Any]) -> None:
+        self._version = _version(secret)
+        self._data = dict(secret["data"])
 
     def _take(self, material: Material) -> bool:
         held, new = self._material.issuer, material.issuer
@@ -211,7 +238,7 @@ class SecretKeyStore:
         self._retry_at = now + RETRY_RENEWAL
         written = _renewed(self._api, self._place, self._config, secret, now)
         changed = self._take(_material(self._place, self._config, written, now))
-        self._version = _version(written)
+        self._note(written)
         self._retry_at = None
         return changed
 

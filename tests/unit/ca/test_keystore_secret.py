@@ -291,6 +291,66 @@ def test_deleted_secret_is_reported_and_memory_serves_on(kube: FakeKube) -> None
         _open(kube)
 
 
+def _empty(kube: FakeKube, *, record: bool = True) -> None:
+    """What `helm upgrade --force` does: the chart's objects, without data, in place of the live ones."""
+    secret = _secret(kube)
+    kube.add(
+        {
+            "kind": "Secret",
+            "metadata": {**secret["metadata"], "resourceVersion": None},
+            "type": secret["type"],
+        }
+    )
+    if record:
+        kube.add({"kind": "ConfigMap", "metadata": {"name": "gatehouse-ca", "namespace": "istio-system"}})
+
+
+def test_an_emptied_secret_is_filled_again_by_who_has_it(kube: FakeKube) -> None:
+    one, two = _open(kube), _open(kube, leads=False)
+    before = _secret(kube)["data"]
+    kube.add(
+        {
+            "kind": "ConfigMap",
+            "metadata": {"name": "istio-ca-root-cert", "namespace": "istio-system"},
+            "data": {"root-cert.pem": "-----BEGIN"},
+        }
+    )
+    _empty(kube)
+    with pytest.raises(KeyStoreError, match="istio-ca-root-cert says that there was a root") as e:
+        _open(kube)  # a replica that starts in this moment waits
+    assert e.value.code is KeyStoreCode.ROOT_LOST
+    result = two.reload(NOW)
+    assert (result.changed, result.error) == (False, None), "for nobody anything changes"
+    assert _secret(kube)["data"] == before
+    assert (kube.find("ConfigMap", "gatehouse-ca", "istio-system") or {})["data"]["root-sha256"]
+    version = _secret(kube)["metadata"]["resourceVersion"]
+    assert one.reload(NOW).error is None
+    assert _secret(kube)["metadata"]["resourceVersion"] == version, "once is enough"
+    assert _open(kube).roots == one.roots
+
+
+def test_what_is_put_back_is_the_newest(kube: FakeKube) -> None:
+    """After a renewal by another replica: not what this one began with."""
+    leader, other = _open(kube), _open(kube, leads=False)
+    due = NOW + 250 * DAY
+    leader.reload(due)
+    other.reload(due)
+    newest = _secret(kube)["data"]
+    _empty(kube, record=False)
+    assert other.reload(due).error is None
+    assert _secret(kube)["data"] == newest
+
+
+def test_of_two_that_put_it_back_one_wins_and_the_other_says_nothing_wrong(kube: FakeKube) -> None:
+    store = _open(kube)
+    before = _secret(kube)["data"]
+    _empty(kube)
+    kube.fail(409, method="PUT")
+    assert store.reload(NOW).error is not None, "somebody was faster; the next look tells"
+    assert store.reload(NOW).error is None
+    assert _secret(kube)["data"] == before
+
+
 def test_api_server_away(kube: FakeKube) -> None:
     """G-01."""
     store = _open(kube)
