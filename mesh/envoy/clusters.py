@@ -55,6 +55,11 @@ def outbound_name(host: str, port: int) -> str:
     return f"outbound|{port}||{host}"
 
 
+def direct_name(host: str, port: int) -> str:
+    """Cluster of the pods of a headless service port, for connections to the very pod that was asked for."""
+    return f"outbound|{port}|direct|{host}"
+
+
 def identities(port: ServicePort, trust_domains: Iterable[TrustDomain]) -> tuple[str, ...]:
     """SPIFFE IDs that the endpoints of a service port may prove, sorted.
 
@@ -102,6 +107,22 @@ def endpoints(service: Service, port: ServicePort, mtls: frozenset[SocketAddress
             lb_endpoints=[_lb_endpoint(e, e.address in mtls, service.external) for e in port.endpoints]
         )
     return Resource.of(ENDPOINT, name, m.encode(assignment))
+
+
+def direct_cluster(service: Service, port: ServicePort, mesh: MeshConfig) -> Resource:
+    """Cluster of the pods of a headless service port that are in the mesh: mutual TLS to the original
+    destination. The listener of each pod's address decides who comes here, so every peer has a proxy.
+    """
+    name = direct_name(service.host, port.number)
+    cluster = _cluster(name)
+    cluster.type = cluster_pb2.Cluster.ORIGINAL_DST
+    cluster.lb_policy = cluster_pb2.Cluster.CLUSTER_PROVIDED
+    cluster.upstream_connection_options.tcp_keepalive.keepalive_time.value = _KEEPALIVE_SECONDS
+    _set_protocol(cluster, port.protocol)
+    cluster.transport_socket.CopyFrom(
+        tls.upstream(identities(port, mesh.trust_domains), _alpn(port.protocol), _sni(service, port))
+    )
+    return Resource.of(CLUSTER, name, m.encode(cluster))
 
 
 def inbound_cluster(port: WorkloadPort, *, captured: bool = False) -> Resource:
@@ -193,8 +214,7 @@ def _alpn(protocol: AppProtocol) -> tuple[str, ...]:
 
 
 def _set_transport(cluster: Any, service: Service, port: ServicePort, mesh: MeshConfig) -> None:
-    alpn = _alpn(port.protocol)
-    sni = f"outbound_.{port.number}_._.{service.host}"
+    alpn, sni = _alpn(port.protocol), _sni(service, port)
     for name, mode, socket in (
         ("tlsMode-istio", _MTLS, tls.upstream(identities(port, mesh.trust_domains), alpn, sni)),
         ("tlsMode-disabled", _PLAIN, tls.raw()),
@@ -203,6 +223,10 @@ def _set_transport(cluster: Any, service: Service, port: ServicePort, mesh: Mesh
         match.match.fields[_TLS_MODE].string_value = mode
     # What an endpoint without metadata gets: a handshake that nobody can pass.
     cluster.transport_socket.CopyFrom(tls.upstream((), alpn, sni))
+
+
+def _sni(service: Service, port: ServicePort) -> str:
+    return f"outbound_.{port.number}_._.{service.host}"
 
 
 def _lb_endpoint(endpoint: Endpoint, mtls: bool, external: bool) -> Any:

@@ -134,6 +134,37 @@ def service_address(service: Service, port: ServicePort, address: str, context: 
     return Resource.of(LISTENER, label, m.encode(listener))
 
 
+def pod_address(
+    service: Service, port: ServicePort, address: SocketAddress, *, mtls: bool, context: Context
+) -> Resource:
+    """Outbound connections to one pod of a headless service: the client has chosen it, and gets it.
+
+    Args:
+        mtls: the pod is spoken to with mutual TLS, else as it is.
+    """
+    label = f"{address.host}_{address.port}"
+    if not mtls:
+        proxy = filters.tcp_proxy(f"direct|{port.number}|{service.host}", clusters.PASSTHROUGH)
+        chains = [listener_components_pb2.FilterChain(name="plain", filters=[proxy])]
+        listener = _captured(label, m.socket_address(address), chains, sniff=False)
+        return Resource.of(LISTENER, label, m.encode(listener))
+    cluster = clusters.direct_name(service.host, port.number)
+    stat_prefix = f"direct|{port.number}|{service.host}"
+    routing = routes.one_cluster(label, cluster)
+    match port.protocol:
+        case AppProtocol.TCP:
+            proxy = filters.tcp_proxy(stat_prefix, cluster)
+            chains = [listener_components_pb2.FilterChain(name="tcp", filters=[proxy])]
+        case AppProtocol.AUTO:
+            chains = listeners.sniffed_chains(stat_prefix, cluster, routing, context)
+        case _:
+            manager = filters.outbound_http(stat_prefix, context.mesh, routes=routing)
+            chains = [listener_components_pb2.FilterChain(name="http", filters=[manager])]
+    sniff = port.protocol is AppProtocol.AUTO
+    listener = _captured(label, m.socket_address(address), chains, sniff=sniff)
+    return Resource.of(LISTENER, label, m.encode(listener))
+
+
 def _captured(label: str, address: Any, chains: Sequence[Any], *, sniff: bool = True) -> Any:
     listener = listener_pb2.Listener(
         name=label,

@@ -112,9 +112,14 @@ def _redirect(proxy: ProxyInput, context: Context) -> Iterator[Resource]:
     yield clusters.passthrough(clusters.INBOUND_PASSTHROUGH, inbound_to=workload.address)
     yield clusters.passthrough(clusters.PASSTHROUGH)
     by_port: dict[int, list[Service]] = {}
+    # A pod's address belongs to the first service that has it; its own is never captured.
+    taken: set[SocketAddress] = {SocketAddress(workload.address, port.number) for port in workload.ports}
     for outbound in proxy.services:
         for service_port in outbound.service.ports:
-            yield from _service_port(outbound, service_port, context)
+            if outbound.service.headless:
+                yield from _headless_port(outbound, service_port, taken, context)
+            if not outbound.service.headless or service_port.protocol.is_http:
+                yield from _service_port(outbound, service_port, context)
             if service_port.protocol.is_http:
                 by_port.setdefault(service_port.number, []).append(outbound.service)
                 continue
@@ -130,6 +135,25 @@ def _redirect(proxy: ProxyInput, context: Context) -> Iterator[Resource]:
         yield context.cache.by_value(
             ("routes", number, named, workload.namespace, mesh.outbound_policy),
             partial(_routes, number, services, workload.namespace, context),
+        )
+
+
+def _headless_port(
+    outbound: OutboundService, port: ServicePort, taken: set[SocketAddress], context: Context
+) -> Iterator[Resource]:
+    """One listener for each pod, and one cluster for those of them that are in the mesh."""
+    service, mesh = outbound.service, context.mesh
+    free = [e.address for e in port.endpoints if e.address not in taken]
+    taken.update(free)
+    if any(address in outbound.mtls for address in free):
+        yield context.cache.by_identity(
+            ("direct", service.host, mesh), port, partial(clusters.direct_cluster, service, port, mesh)
+        )
+    for address in free:
+        mtls = address in outbound.mtls
+        yield context.cache.by_value(
+            ("pod-address", service.host, port.number, port.protocol, address, mtls, mesh),
+            partial(redirect.pod_address, service, port, address, mtls=mtls, context=context),
         )
 
 

@@ -293,6 +293,33 @@ class TestRedirect:
         assert "allow-any" in allow
         assert "block-all" in block
 
+    def headless(self, name: str, protocol=AppProtocol.TCP) -> OutboundService:
+        found = replace(inputs.service(protocol), host=f"{name}.demo.svc.cluster.local", headless=True)
+        return OutboundService(found, frozenset(e.address for e in found.ports[0].endpoints))
+
+    def test_a_pod_of_two_headless_services_has_one_listener(self):
+        """`db` and `db-headless` select the same pods: Envoy refuses two listeners of one name."""
+        web = inputs.workload(AppProtocol.HTTP, interception=Interception.REDIRECT)
+        services = (self.headless("db"), self.headless("db-headless"))
+        found = render(ProxyInput(web, EffectivePolicy(), services, inputs.MESH))
+        pods = {f"{e.address.host}_{e.address.port}" for e in services[0].service.ports[0].endpoints}
+        assert pods
+        assert pods <= set(found.of_type(LISTENER))
+        names = set(found.of_type(CLUSTER))
+        assert "outbound|9080|direct|db.demo.svc.cluster.local" in names
+        assert not any("direct|db-headless" in name for name in names)
+        assert not any(name.startswith("outbound|9080||db") for name in names), (
+            "nothing asks for a balanced one"
+        )
+
+    def test_a_headless_service_is_balanced_by_its_name_for_http_only(self):
+        web = inputs.workload(AppProtocol.HTTP, interception=Interception.REDIRECT)
+        found = render(
+            ProxyInput(web, EffectivePolicy(), (self.headless("web", AppProtocol.HTTP),), inputs.MESH)
+        )
+        assert "outbound|9080||web.demo.svc.cluster.local" in found.of_type(CLUSTER)
+        assert "web.demo.svc.cluster.local" in self.domains(found)
+
     @pytest.mark.parametrize(("address", "bind"), [("10.1.2.3", "0.0.0.0"), ("fd00::1", "::")])
     def test_family_of_the_capture_listeners(self, address, bind):
         web = replace(inputs.workload(interception=Interception.REDIRECT), address=address)
