@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from injector.core.openshift import UID_RANGE
 from mesh.kube.api import KubeApi, KubeCode, KubeError
 from mesh.kube.reflector import Collection, Events, Reflector
 from mesh.kube.store import Store
 
-_OURS: Final = ("istio.io/", ".istio.io/", "pod-security.kubernetes.io/")
+_OURS: Final = ("istio.io/", ".istio.io/", "pod-security.kubernetes.io/", UID_RANGE)
 NAMESPACES: Final = Collection(path="/api/v1/namespaces", name="namespaces")
 LOOKUP_TIMEOUT: Final = dt.timedelta(seconds=1)
 

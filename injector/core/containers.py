@@ -34,6 +34,7 @@ class Plan:
     """How the sidecar of one pod is run.
 
     Attributes:
+        proxy_uid: user and group of the proxy.
         native: an init container that keeps running, else an ordinary container.
         hold: classic: the application's containers start after the proxy is ready.
         finite: classic: the pod is done when its own containers are (a Job).
@@ -43,6 +44,7 @@ class Plan:
     options: PodOptions
     settings: InjectorSettings
     shape: Shape
+    proxy_uid: int
     native: bool
     hold: bool = False
     finite: bool = False
@@ -59,7 +61,7 @@ def volume() -> Json:
     return {"name": VOLUME, "csi": {"driver": CSI_DRIVER, "readOnly": True}}
 
 
-def capture_config(options: PodOptions, settings: InjectorSettings) -> CaptureConfig:
+def capture_config(options: PodOptions, settings: InjectorSettings, proxy_uid: int) -> CaptureConfig:
     """What the rules of a pod capture: its options and the exclusions of the mesh."""
     return CaptureConfig(
         include_inbound=options.include_inbound,
@@ -72,13 +74,13 @@ def capture_config(options: PodOptions, settings: InjectorSettings) -> CaptureCo
         ),
         exclude_interfaces=options.exclude_interfaces,
         reroute_interfaces=options.reroute_interfaces,
-        proxy_uid=settings.proxy_uid,
+        proxy_uid=proxy_uid,
     )
 
 
 def init_container(plan: Plan) -> Json:
     """`istio-init`: root with NET_ADMIN and nothing else; as many resources as the proxy (quotas)."""
-    config = capture_config(plan.options, plan.settings)
+    config = capture_config(plan.options, plan.settings, plan.proxy_uid)
     return {
         "name": INIT,
         "image": plan.image,
@@ -124,9 +126,9 @@ def proxy_container(plan: Plan) -> Json:
             "capabilities": {"drop": ["ALL"]},
             "privileged": False,
             "readOnlyRootFilesystem": True,
-            "runAsGroup": settings.proxy_uid,
+            "runAsGroup": plan.proxy_uid,
             "runAsNonRoot": True,
-            "runAsUser": settings.proxy_uid,
+            "runAsUser": plan.proxy_uid,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         **_termination_message(),

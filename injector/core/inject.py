@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from injector.core import checks, metadata, overrides, podjson, psa
+from injector.core import checks, metadata, openshift, overrides, podjson, psa
 from injector.core.decision import INIT, Decision, Outcome, Reason, decide
 from injector.core.keys import POD_SECURITY, SIDECAR
 from injector.core.options import PodOptions, resolve_options
@@ -102,9 +102,13 @@ def inject(
         return _denied(
             Reason.INVALID_OPTION, [*problems, error.public if isinstance(error, MeshError) else str(error)]
         )
+    try:
+        uid = openshift.proxy_user(namespace_annotations) or config.proxy_uid
+    except ValueError as error:
+        return _denied(Reason.INVALID_OPTION, [*problems, str(error)])
     for reason, clash in (
-        (Reason.UID_CLASH, checks.uid_clash(before.pod, config.proxy_uid)),
-        (Reason.GID_CLASH, checks.gid_clash(before.pod, config.proxy_uid)),
+        (Reason.UID_CLASH, checks.uid_clash(before.pod, uid)),
+        (Reason.GID_CLASH, checks.gid_clash(before.pod, uid)),
     ):
         if clash:
             return _denied(reason, [clash])
@@ -120,7 +124,7 @@ def inject(
     if problems:
         return _denied(Reason.INVALID_OPTION, problems)
     name = metadata.workload_name(before.pod, workload)
-    rendered = render(pod, before, options, config, native=native, workload=name)
+    rendered = render(pod, before, options, config, native=native, workload=name, proxy_uid=uid)
     problems += [*rendered.problems, *checks.rendered(rendered.sidecar[-1])]
     if problems:
         return _denied(Reason.INVALID_OPTION, problems)

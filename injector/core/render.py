@@ -60,6 +60,7 @@ def render(
     *,
     native: bool,
     workload: str,
+    proxy_uid: int,
 ) -> Rendered:
     """Compose the pod.
 
@@ -68,6 +69,7 @@ def render(
         original: the same without our additions.
         native: run the proxy as a native sidecar.
         workload: name of the workload, may be empty.
+        proxy_uid: user and group of the proxy.
     """
     base = original.pod
     captured = options.interception is InterceptionMode.REDIRECT
@@ -76,7 +78,9 @@ def render(
     if options.rewrite_probes and captured and options.include_inbound != ():
         lists = {name: [rewriting.container(c) for c in items] for name, items in lists.items()}
     metrics = metadata.metrics(base, options)
-    plan = _plan(base, options, settings, rewriting, metrics, native=native, workload=workload)
+    plan = _plan(
+        base, options, settings, rewriting, metrics, native=native, workload=workload, proxy_uid=proxy_uid
+    )
     proxy = proxy_container(plan)
     if original.declared is not None:
         proxy = overrides.overlay(proxy, original.declared)
@@ -133,6 +137,7 @@ def _plan(
     *,
     native: bool,
     workload: str,
+    proxy_uid: int,
 ) -> Plan:
     delay = options.termination_delay
     if delay is None:
@@ -153,6 +158,7 @@ def _plan(
         options=options,
         settings=settings,
         shape=shape,
+        proxy_uid=proxy_uid,
         native=native,
         hold=not native and options.hold_application,
         finite=not native and (finite or podjson.owner(base)[0] == "Job"),

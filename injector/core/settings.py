@@ -73,7 +73,7 @@ class InjectorSettings:
         liveness_grace_seconds: a rewritten liveness probe may fail for at least that long before the
             kubelet restarts the application: an Envoy that restarts must not cost a healthy process.
         deny_pod_security: refuse a pod that its namespace would reject anyway, instead of a warning.
-        proxy_uid: user and group of the proxy.
+        proxy_uid: user and group of the proxy, where the namespace has no range of its own.
         version: of the injector, written into the status of each pod.
         digest: of all the above; pods whose status has another one were injected with other settings.
     """
