@@ -1,4 +1,4 @@
-"""Events about what was done with pods, on their owners; never in the way of an admission.
+"""Events about what was done with pods, on their owners, and about policies; never in an admission's way.
 
 A pod that is being created has no UID yet, so the Event stands on its controller (a ReplicaSet, Job,
 ...), where `kubectl describe` shows it. Events are written by a thread from a bounded queue. What
@@ -59,6 +59,24 @@ class Subject:
     namespace: str
     name: str
     uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saying:
+    """What an Event says.
+
+    Attributes:
+        word: its reason, in one word.
+        kind: Normal or Warning.
+        code: begins the message.
+        key: what repeats within ten minutes and has the same key is not written again; default is the code.
+    """
+
+    word: str
+    kind: str
+    code: str
+    message: str
+    key: str = ""
 
 
 def subject(pod: Mapping[str, Any], namespace: str) -> Subject | None:
@@ -133,11 +151,19 @@ class EventSink:
         about = subject(pod, namespace)
         if about is None:
             return
-        repeated = self._admit((about, str(decision.reason)))
+        word, kind = _WORDS[decision.outcome]
+        said = Saying(word, "Warning" if decision.warn else kind, str(decision.reason), decision.message)
+        self.say(about, said)
+
+    def say(self, about: Subject, said: Saying) -> None:
+        """Queue an Event; returns at once."""
+        if self._api is None:
+            return
+        repeated = self._admit((about, said.key or said.code))
         if repeated is None:
             return
         try:
-            self._queue.put_nowait(self._event(about, decision, repeated + 1))
+            self._queue.put_nowait(self._event(about, said, repeated + 1))
         except queue.Full:
             self._count("full")
 
@@ -162,8 +188,7 @@ class EventSink:
                 self._seen.popitem(last=False)
             return seen.suppressed if seen is not None else 0
 
-    def _event(self, about: Subject, decision: Decision, count: int) -> dict[str, Any]:
-        reason, kind = _WORDS[decision.outcome]
+    def _event(self, about: Subject, said: Saying, count: int) -> dict[str, Any]:
         now = self._clock.now().astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {
             "apiVersion": "v1",
@@ -179,9 +204,9 @@ class EventSink:
                 "name": about.name,
                 **({"uid": about.uid} if about.uid else {}),
             },
-            "reason": reason,
-            "message": f"{decision.reason}: {decision.message}"[:_MAX_MESSAGE],
-            "type": "Warning" if decision.warn else kind,
+            "reason": said.word,
+            "message": f"{said.code}: {said.message}"[:_MAX_MESSAGE],
+            "type": said.kind,
             "count": count,
             "firstTimestamp": now,
             "lastTimestamp": now,

@@ -29,12 +29,14 @@ from injector.config import InjectorConfig
 from injector.config_parts import Address
 from injector.core.nodes import DATA_KEY as NODES_KEY
 from injector.core.nodes import NodeFacts, read_node
+from injector.events import EventSink
 from injector.jwks_fetch import Fetcher
 from injector.jwks_upkeep import JwksUpkeep
 from injector.lease import Election
 from injector.metrics import UpkeepMetrics
 from injector.node_versions import NODES, NodesUpkeep
 from injector.plain import Context, Page, PageServer, health_pages
+from injector.policy_events import PolicyEvents, Remark, read_remark
 from injector.published import PublishedText
 from injector.serving import Serving
 from mesh.errors import MeshError
@@ -46,7 +48,7 @@ from mesh.kube.store import Store
 from mesh.obs.health import Health
 from mesh.obs.logs import logger
 from mesh.obs.metrics import exposition
-from mesh.policy.model import API_VERSIONS, GROUP, RequestAuthentication
+from mesh.policy.model import API_VERSIONS, GROUP, KINDS, RequestAuthentication
 from mesh.policy.parse import parse_policy
 
 USER_AGENT: Final = "gatehouse-upkeep"
@@ -213,7 +215,8 @@ def keep_up(process: Process, config: InjectorConfig) -> None:
     bundle, watches = _bundle(process, config, api), _watch_bundle(process, config, api)
     jwks, more = _jwks(process, config, api)
     nodes, nodes_watches = _nodes(process, config, api)
-    watches += more + nodes_watches
+    policies, policy_watches = _policies(process, config, api)
+    watches += more + nodes_watches + policy_watches
     for watch in watches:
         watch.start()
     elector = threading.Thread(target=_elect, args=(process, election), name="election", daemon=True)
@@ -226,9 +229,14 @@ def keep_up(process: Process, config: InjectorConfig) -> None:
             daemon=True,
         ).start()
     try:
-        _lead(process, config.upkeep.interval.total_seconds(), election, _Parts(bundle, jwks, nodes))
+        parts = _Parts(bundle, jwks, nodes, policies)
+        if policies is not None:
+            policies.start()
+        _lead(process, config.upkeep.interval.total_seconds(), election, parts)
     finally:
         process.end()
+        if policies is not None:
+            policies.stop()
         for watch in watches:
             watch.stop()
         elector.join(5)
@@ -242,6 +250,7 @@ class _Parts:
     bundle: BundleUpkeep
     jwks: JwksUpkeep | None
     nodes: NodesUpkeep | None
+    policies: PolicyEvents | None
 
 
 def _elect(process: Process, election: Election) -> None:
@@ -275,6 +284,8 @@ def _lead(
                 process.metrics.jwks_stale.set(jwks.stale)
             if nodes is not None:
                 good &= process.attempt("nodes", lambda: nodes.step(_leading(election)))
+            if parts.policies is not None:
+                parts.policies.step()
         elif led:
             for name in ("ca_bundle", "jwks", "nodes"):
                 process.health.forget(name)
@@ -394,6 +405,28 @@ def _nodes(
     watch: Reflector[Any] = Reflector(api, NODES, read_node, store, monotonic=time.monotonic)
     published = PublishedText(api, namespace=config.namespace, name=found.config_map, key=NODES_KEY)
     return NodesUpkeep(published, lambda: store.values() if store.synced else None), [watch]
+
+
+def _policies(
+    process: Process, config: InjectorConfig, api: KubeApi
+) -> tuple[PolicyEvents | None, list[Reflector[Any]]]:
+    if not config.events:
+        return None, []
+    stores: list[Store[Remark]] = []
+    watches: list[Reflector[Any]] = []
+    for kind in KINDS:
+        store: Store[Remark] = Store()
+        store.subscribe(lambda _: process.wake.set())
+        plural = f"{kind.lower()[:-1]}ies" if kind.endswith("y") else f"{kind.lower()}s"
+        collection = Collection(
+            path=f"/apis/{GROUP}/{API_VERSIONS[0].rpartition('/')[2]}/{plural}",
+            name=f"{plural}_remarks",
+            optional=True,
+        )
+        watches.append(Reflector(api, collection, read_remark(kind), store, monotonic=time.monotonic))
+        stores.append(store)
+    sink = EventSink(KubeClient(access.find(config.kubeconfig), user_agent=USER_AGENT))
+    return PolicyEvents(sink, lambda: [remark for store in stores for remark in store.values()]), watches
 
 
 def addresses_of(item: Mapping[str, Any]) -> tuple[str, ...] | None:

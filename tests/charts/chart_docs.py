@@ -30,6 +30,8 @@ WHY = {
     "upkeep/mutatingwebhookconfigurations": "`caBundle` of the chart's own configuration",
     "upkeep/requestauthentications": "which key sets to fetch",
     "upkeep/nodes": "the oldest kubelet, which decides about native sidecars",
+    "upkeep/peerauthentications": "Events on policies; not with `injector.events=false`",
+    "upkeep/events": "likewise",
     "upkeep/configmaps": "the fetched key sets, versions of kubelets, the roots in force",
     "upkeep/leases": "who leads",
     "nodeagent/peerauthentications": "policies",

@@ -34,6 +34,7 @@ from tests.fakes.kube_api import FakeKube
 from tests.fakes.ports import claim_port
 
 CONFIGURATION = "gatehouse-sidecar-injector"
+POLICIES = ("peerauthentications", "requestauthentications", "authorizationpolicies")
 UPKEEP_NAME = "gatehouse-upkeep.istio-system.svc"
 
 
@@ -244,7 +245,7 @@ def test_upkeep_needs_no_more_rights_than_the_chart_gives(world: World) -> None:
         ("mutatingwebhookconfigurations", "patch"),
         *(("leases", verb) for verb in ("get", "create", "update")),
         *(("configmaps", verb) for verb in ("get", "list", "watch", "create", "patch")),
-        *((kind, verb) for kind in ("requestauthentications", "nodes") for verb in ("list", "watch")),
+        *((kind, verb) for kind in (*POLICIES, "nodes") for verb in ("list", "watch")),
     }
     touched = {(r.method, r.path) for r in world.kube.requests if r.method in {"PATCH", "PUT", "POST"}}
     assert {path.rpartition("/")[2] for _, path in touched} <= {
@@ -284,6 +285,40 @@ def test_kubelets_decide_about_native_sidecars(world: World) -> None:
             wait_for(lambda: mode() == "native", "all nodes can")
             node("old", "v1.28.3")
             wait_for(lambda: mode() == "classic", "one cannot")
+
+
+def test_a_policy_that_is_not_in_force_says_so_on_itself(world: World) -> None:
+    def policy(generation: int, mode: str) -> None:
+        meta = {"name": "default", "namespace": "shop", "uid": "u1", "generation": generation}
+        world.kube.add(
+            {
+                "apiVersion": "security.istio.io/v1",
+                "kind": "PeerAuthentication",
+                "metadata": meta,
+                "spec": {"mtls": {"mode": mode}},
+            }
+        )
+
+    def told() -> list[dict[str, Any]]:
+        return [e for e in world.kube.all("Event") if e["involvedObject"]["kind"] == "PeerAuthentication"]
+
+    policy(1, "STRICKT")
+    with world.running("upkeep"):
+        wait_for(told, "it is told")
+        policy(2, "STRICT")
+        policy(3, "ALWAYS")
+        wait_for(lambda: len(told()) == 2, "another mistake is told too")
+    first = told()[0]
+    assert first["involvedObject"] | {"apiVersion": ""} == {
+        "apiVersion": "",
+        "kind": "PeerAuthentication",
+        "namespace": "shop",
+        "name": "default",
+        "uid": "u1",
+    }
+    assert (first["reason"], first["type"]) == ("PolicyRefused", "Warning")
+    assert "spec.mtls.mode" in first["message"]
+    assert "what was accepted before stays" in first["message"]
 
 
 def test_addresses_inside_the_cluster_are_not_fetched_from(world: World) -> None:
