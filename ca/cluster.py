@@ -29,6 +29,7 @@ from ca.keystore import KeyStoreConfig
 from ca.keystore_secret import SecretKeyStore, SecretPlace
 from ca.metrics import CaMetrics
 from ca.pods import PODS, LivePods, PodFact, read_pod
+from ca.trust_bundle import TrustBundle
 from mesh.clock import Clock
 from mesh.kube.access import Access, from_kubeconfig, in_cluster
 from mesh.kube.api import KubeApi, KubeCode, KubeError
@@ -187,7 +188,19 @@ class Cluster:
             monotonic=self._monotonic,
             count=lambda result: self._metrics.root_writes.labels(result=result).inc(),
             owner=self._find_owner,
+            also=self._trust_bundle(bundle),
         )
+
+    def _trust_bundle(self, bundle: Callable[[], Sequence[str]]) -> Callable[[], None]:
+        if not self._config.cluster.publish_trust_bundle:
+            return lambda: None
+        return TrustBundle(
+            self.api,
+            bundle=bundle,
+            owner=self._find_owner,
+            monotonic=self._monotonic,
+            count=lambda result: self._metrics.root_writes.labels(result=result).inc(),
+        ).step
 
     # --- life ---
 

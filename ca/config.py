@@ -334,6 +334,10 @@ class ClusterConfig:
         parse=parse_dns_name,
     )
     publish_roots: bool = setting("Write that ConfigMap.", default=True)
+    publish_trust_bundle: bool = setting(
+        "Beside it the ClusterTrustBundle gatehouse.dev:ca:roots, where the API server serves that kind.",
+        default=True,
+    )
     owner_cluster_role: str = setting(
         "ClusterRole that owns the ConfigMaps, so that they go when it is deleted. None when empty.",
         default="",

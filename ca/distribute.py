@@ -87,6 +87,7 @@ class Distributor:
         monotonic: in seconds.
         count: told the outcome of each write: created, repaired or failed.
         owner: asked at each creation; None makes them belong to nothing.
+        also: done in each pass of the leader; raises KubeError.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Distributor:
         monotonic: Callable[[], float],
         count: Callable[[str], None],
         owner: Callable[[], Owner | None] = lambda: None,
+        also: Callable[[], None] = lambda: None,
     ) -> None:
         self._api = api
         self._name = name
@@ -111,6 +113,7 @@ class Distributor:
         self._monotonic = monotonic
         self._count = count
         self._owner = owner
+        self._also = also
         self._written: dict[str, float] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -156,6 +159,11 @@ class Distributor:
                 problems.append(f"{namespace}: {e.public}")
                 if e.code in {KubeCode.UNREACHABLE, KubeCode.THROTTLED, KubeCode.UNAUTHORIZED}:
                     break  # no namespace would fare better now
+        try:
+            self._also()
+        except KubeError as e:
+            self._count("failed")
+            problems.append(f"ClusterTrustBundle: {e.public}")
         if problems:
             _log.warning("trust bundle is not everywhere", failed=len(problems), first=problems[0])
         self.problem = problems[0] if problems else ""

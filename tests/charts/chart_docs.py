@@ -18,6 +18,8 @@ WHY = {
     "ca/namespaces": "where the roots are published",
     "ca/configmaps": "the roots, in every namespace",
     "ca/configmaps gatehouse-ca": "the record of the root",
+    "ca/clustertrustbundles": "the roots for the whole cluster, where that kind is served",
+    "ca/signers": "the name that the trust bundle is published under",
     "ca/clusterroles": "owner of the published roots: they go with the release",
     "ca/secrets": "root and key",
     "ca/leases": "who leads",

@@ -333,7 +333,11 @@ def _check_name(resource: Resource, name: str) -> None:
         raise ApiError(
             422, "Invalid", f"{resource.kind} is invalid: metadata.name: Required value: name is required"
         )
-    if "rbac" not in resource.group and not _DNS.fullmatch(name):
+    if resource.plural == "clustertrustbundles":
+        valid = ":" in name and all(_DNS.fullmatch(part) for part in name.split(":"))  # SIGNER:NAME
+    else:
+        valid = "rbac" in resource.group or _DNS.fullmatch(name) is not None
+    if not valid:
         raise ApiError(
             422, "Invalid", f'{resource.kind} "{name}" is invalid: metadata.name: Invalid value: "{name}"'
         )

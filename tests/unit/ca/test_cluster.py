@@ -223,7 +223,8 @@ def test_what_is_asked_of_the_api_server(kube: FakeKube, tmp_path: Path) -> None
         ("coordination.k8s.io", "leases", "update"),
     }
     rest = {r for n, g, r, v in asked if g == "nonResourceURL"}
-    assert rest == {"/openid/v1/jwks", "/.well-known/openid-configuration"}
+    discovery = {"/version", "/apis"}  # everybody may ask that
+    assert rest == {"/openid/v1/jwks", "/.well-known/openid-configuration"} | discovery
     assert {n for n, g, r, v in asked if r == "secrets"} == {NAMESPACE}
 
 
