@@ -10,7 +10,7 @@ from mesh.envoy import clusters, listeners, redirect, routes
 from mesh.envoy.cache import Context, RenderCache
 from mesh.envoy.extensions import http_policy
 from mesh.envoy.resources import Resource, ResourceSet
-from mesh.meshconfig import MeshConfig
+from mesh.meshconfig import MeshConfig, OutboundPolicy
 from mesh.policy.effective import EffectivePolicy
 from mesh.topology import EgressListener, Interception, Service, ServicePort, SocketAddress, Workload
 
@@ -141,11 +141,18 @@ def _redirect(proxy: ProxyInput, context: Context) -> Iterator[Resource]:
 def _headless_port(
     outbound: OutboundService, port: ServicePort, taken: set[SocketAddress], context: Context
 ) -> Iterator[Resource]:
-    """One listener for each pod, and one cluster for those of them that are in the mesh."""
+    """One listener for each pod, and one cluster for those of them that are in the mesh.
+
+    Where no pod is, and any destination is allowed, nothing is needed: they are reached like strangers, and
+    a service of all nodes costs no proxy anything.
+    """
     service, mesh = outbound.service, context.mesh
     free = [e.address for e in port.endpoints if e.address not in taken]
+    meshed = any(address in outbound.mtls for address in free)
+    if not meshed and mesh.outbound_policy is OutboundPolicy.ALLOW_ANY:
+        return
     taken.update(free)
-    if any(address in outbound.mtls for address in free):
+    if meshed:
         yield context.cache.by_identity(
             ("direct", service.host, mesh), port, partial(clusters.direct_cluster, service, port, mesh)
         )

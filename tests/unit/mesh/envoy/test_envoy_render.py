@@ -312,6 +312,17 @@ class TestRedirect:
             "nothing asks for a balanced one"
         )
 
+    @pytest.mark.parametrize(
+        ("policy", "listeners"), [(OutboundPolicy.ALLOW_ANY, 0), (OutboundPolicy.REGISTRY_ONLY, 2)]
+    )
+    def test_a_headless_service_outside_the_mesh_costs_only_where_it_must_be_known(self, policy, listeners):
+        web = inputs.workload(AppProtocol.HTTP, interception=Interception.REDIRECT)
+        plain = OutboundService(self.headless("exporter").service, frozenset())
+        mesh = replace(inputs.MESH, outbound_policy=policy)
+        found = render(ProxyInput(web, EffectivePolicy(), (plain,), mesh))
+        assert sum(name.startswith("127.0.10.") for name in found.of_type(LISTENER)) == listeners
+        assert not any("direct" in name for name in found.of_type(CLUSTER))
+
     def test_a_headless_service_is_balanced_by_its_name_for_http_only(self):
         web = inputs.workload(AppProtocol.HTTP, interception=Interception.REDIRECT)
         found = render(
