@@ -18,7 +18,7 @@ from meshctl.stream import MAX_DOCUMENTS, changed_text, dump, split
 from meshctl.terminal import Colour, Screen
 from tests.fakes.kube_api import FakeKube
 from tests.fakes.meshctl_cli import ctl, golden_script
-from tests.fakes.meshctl_cluster import install, namespace
+from tests.fakes.meshctl_cluster import NAMESPACE, install, namespace
 
 APP = """\
 # Source: shop
@@ -242,6 +242,30 @@ def test_the_cluster_decides_when_asked(tmp_path: Path) -> None:
         kube.remove("MutatingWebhookConfiguration", "gatehouse-sidecar-injector")
         ran = ctl("inject", "--cluster", "-f", "-", *config, stdin=POD)
         assert (ran.code, "[ctl_not_installed]" in ran.err) == (2, True)
+
+
+def test_the_kubelets_of_the_cluster_decide_too(tmp_path: Path) -> None:
+    """The same answer as the webhook's: native where upkeep says that every node can, else not."""
+    with FakeKube(minor=31) as kube:
+        install(kube)
+        config = ("--kubeconfig", str(kube.kubeconfig(tmp_path)))
+
+        def native() -> bool:
+            pod = documents(ctl("inject", "--cluster", "-f", "-", *config, stdin=POD).out)[0]
+            return "istio-proxy" in [c["name"] for c in pod["spec"]["initContainers"]]
+
+        def publish(text: str) -> None:
+            meta = {"name": "gatehouse-nodes", "namespace": NAMESPACE}
+            kube.add({"kind": "ConfigMap", "metadata": meta, "data": {"nodes.json": text}})
+
+        assert not native(), "nothing is published"
+        publish('{"schema":1,"oldest":29,"native_labels":[]}')
+        assert native()
+        publish('{"schema":1,"oldest":28,"native_labels":[]}')
+        assert not native()
+        path = f"/api/v1/namespaces/{NAMESPACE}/configmaps/gatehouse-nodes"
+        kube.routes["GET", path] = lambda _: (403, {"reason": "Forbidden"})
+        assert not native(), "we may not read it"
 
 
 @pytest.mark.parametrize(
