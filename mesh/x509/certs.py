@@ -10,6 +10,7 @@ import datetime as dt
 import enum
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -200,8 +201,12 @@ _UNREADABLE = (
 )
 
 
+@lru_cache(maxsize=32)
 def read_certificate(der: bytes) -> CertFields:
     """Parse a DER certificate.
+
+    The last few are remembered: a check of one leaf reads it and the same issuers several times, and
+    an agent that renews reads the same issuers for each of its workloads.
 
     Raises:
         CertError: not a certificate, too large, or with a key that the library does not know.

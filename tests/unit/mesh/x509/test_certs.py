@@ -81,6 +81,11 @@ def test_leaf_fields():
     assert c.unknown_critical == ()
 
 
+def test_the_same_bytes_are_parsed_once():
+    der = make_hierarchy().roots[0]
+    assert read_certificate(der) is read_certificate(bytes(bytearray(der)))
+
+
 def test_root_fields():
     c = read_certificate(H.root_der)
     assert (c.ca, c.path_length, c.self_issued, c.eku) == (True, None, True, None)
