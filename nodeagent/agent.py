@@ -189,6 +189,8 @@ class Agent:
 
     async def _reconcile_for_ever(self, tasks: asyncio.TaskGroup) -> None:
         swept = False
+        loop = asyncio.get_running_loop()
+        checked = loop.time()
         while True:
             try:
                 # Not `wait_for`: in Python 3.11 it may swallow a cancellation.
@@ -196,6 +198,7 @@ class Agent:
                     await self._changed.wait()
             except TimeoutError:
                 await self._check()
+                checked = loop.time()
                 continue
             self._changed.clear()
             state = self._state
@@ -208,7 +211,11 @@ class Agent:
                 }
                 sweep_orphans(self.settings.sockets, names)
             await self._reconcile(state, tasks)
-            await self._check()
+            # In a cluster each pod is a change, and a check looks at all of them: a hundred pods that come
+            # at once would be looked at ten thousand times.
+            if self._of_files or loop.time() - checked >= CHECK_EVERY:
+                await self._check()
+                checked = loop.time()
             if not swept:
                 swept = True
                 # What is loaded now lives as long as the process: keep the collector away from it.

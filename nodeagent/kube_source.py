@@ -252,7 +252,7 @@ VERSION: Final = "0.1.0"
 
 
 def _directories(held: tuple[Held, ...]) -> dict[str, Path]:
-    return {item.volume.uid: Path(item.volume.target) for item in held}
+    return {item.volume.uid: item.directory for item in held}
 
 
 def _post(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

@@ -19,10 +19,16 @@ _log = logger("nodeagent.volumes")
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A published volume and the newest token of its pod."""
+    """A published volume and the newest token of its pod; `directory` is its target."""
 
     volume: Volume
     token: MemoryToken
+    directory: Path
+
+    @classmethod
+    def of(cls, volume: Volume, token: str = "") -> Held:
+        """The volume with that token; empty when none has come yet."""
+        return cls(volume, MemoryToken(_name(volume), token), Path(volume.target))
 
 
 class Volumes:
@@ -50,8 +56,9 @@ class Volumes:
             StateError: the state directory cannot be used.
         """
         for volume, token in self._state.load():
-            if Path(volume.target).is_dir():
-                self._held[volume.volume_id] = Held(volume, MemoryToken(_name(volume), token))
+            held = Held.of(volume, token)
+            if held.directory.is_dir():
+                self._held[volume.volume_id] = held
             else:
                 self._state.remove(volume.volume_id)
         if self._held:
@@ -76,7 +83,7 @@ class Volumes:
         held = self._held.get(volume.volume_id)
         known = held is not None and held.volume == volume
         if held is None or not known:
-            held = self._held[volume.volume_id] = Held(volume, MemoryToken(_name(volume)))
+            held = self._held[volume.volume_id] = Held.of(volume)
         if held.token.replace(token):
             self._save(volume, token)
         if not known:

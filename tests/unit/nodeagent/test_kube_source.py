@@ -19,7 +19,7 @@ from mesh._proto import csi_pb2_grpc
 from mesh.clock import SystemClock
 from mesh.envoy.resources import CLUSTER, LISTENER
 from mesh.spiffe import SpiffeId
-from nodeagent.agent import Agent
+from nodeagent.agent import CHECK_EVERY, Agent
 from nodeagent.ca_client import CaCode
 from nodeagent.config import AgentSettings, load_settings
 from nodeagent.core.kube_world import KubeCode
@@ -83,10 +83,12 @@ class CsiNode:
         return load_settings(file, {}, {})
 
     @asynccontextmanager
-    async def agent(self, *, ca: bool = True, register: bool = True, **more: str) -> AsyncIterator[Agent]:
+    async def agent(
+        self, *, ca: bool = True, register: bool = True, kind: type[Agent] = Agent, **more: str
+    ) -> AsyncIterator[Agent]:
         """An agent whose driver the kubelet has registered."""
         async with self.ca.serve() as port:
-            agent = Agent(self.settings(port if ca else 1, **more))
+            agent = kind(self.settings(port if ca else 1, **more))
             stop = asyncio.Event()
             async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
                 task = tasks.create_task(agent.run(stop))
@@ -127,6 +129,24 @@ def node(short_dir: Path, kube: FakeKube) -> CsiNode:
 
 def cluster(kube: FakeKube) -> None:
     kube.add(kube_pod(uid=CSI_UID), kube_service(), kube_slice("web", ("10.0.0.1", "web")))
+
+
+async def test_pods_that_come_together_are_not_all_checked_for_each_of_them(node: CsiNode) -> None:
+    class Counting(Agent):
+        checks = 0
+
+        def update_identities(self) -> None:
+            self.checks += 1
+
+    async with node.agent(kind=Counting) as agent:
+        started = asyncio.get_running_loop().time()
+        for number in range(10):
+            uid = f"{number:08d}-0d5c-4b5e-9a35-0c9f8f2f6a10"
+            context = csi_context(pod__name=f"web-{number}", pod__uid=uid)
+            request = csi_request(csi_target(node.kubelet.pods, uid), context, volume_id=uid)
+            assert await node.kubelet.publish(request) == "OK"
+        assert len(agent.running) == 10
+        assert agent.checks <= 2 + (asyncio.get_running_loop().time() - started) / CHECK_EVERY
 
 
 async def test_a_pod_from_publish_to_unpublish(node: CsiNode, kube: FakeKube) -> None:
