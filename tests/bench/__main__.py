@@ -9,7 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from tests.bench import rows_agent, rows_ca, rows_grpc, rows_injector, rows_node, rows_policy
+from tests.bench import (
+    rows_agent,
+    rows_ca,
+    rows_csi,
+    rows_grpc,
+    rows_injector,
+    rows_node,
+    rows_policy,
+    rows_rotation,
+)
 from tests.bench.measure import Row
 
 SUITES: Mapping[str, Callable[[], Iterator[Row]]] = {
@@ -19,6 +28,8 @@ SUITES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "injector": rows_injector.rows,
     "policy": rows_policy.rows,
     "node": rows_node.rows,
+    "rotation": rows_rotation.rows,
+    "csi": rows_csi.rows,
 }
 
 

@@ -32,7 +32,11 @@ from tests.fakes.kube_api import FakeKube
 
 PACE = 200  # requests per second
 SECONDS = float(os.environ.get("BENCH_PACE_SECONDS", "5"))
-GOAL_P99 = 0.020
+GOAL_P99 = 0.020  # seconds; the bound that was asked for, whatever the machine
+# At this pace a core is idle more than half of the time: the median review meets no other.
+GOAL_P50 = 1.5
+# TLS, HTTP and Flask may cost as much as the admission itself.
+GOAL_TRANSPORT = 0.5
 _HEADERS = {"Content-Type": "application/json"}
 
 
@@ -138,10 +142,10 @@ def rows() -> Iterator[Row]:
     yield at_most("1500 variables / growth of the pod in bytes", seconds, grown, "ms", 1.3)
     patch = float(len(base64.b64decode(json.loads(whole(small)().body)["response"]["patch"])))  # type: ignore[attr-defined] # an Answer
     yield at_most("patch of that pod", [patch], [float(32 << 10)], "bytes", 1.0)
-    yield from _process(small)
+    yield from _process(small, figures["small"])
 
 
-def _process(body: bytes) -> Iterator[Row]:
+def _process(body: bytes, in_process: list[float]) -> Iterator[Row]:
     with (
         tempfile.TemporaryDirectory(prefix="bench") as directory,
         FakeKube(minor=29) as kube,
@@ -151,11 +155,21 @@ def _process(body: bytes) -> Iterator[Row]:
             [worker] = webhook.workers()
             with pinned(worker, 0):
                 _load(webhook, body, 1.0)
-                runs = [_load(webhook, body, SECONDS) for _ in range(ROUNDS)]
-                best = statistics.median(_closed(webhook, body, worker) for _ in range(ROUNDS))
-            yield _latency("p50 at 200 reviews/s, one core", [run[0] for run in runs], 0.010)
-            yield _latency("p99 at 200 reviews/s, one core", [run[1] for run in runs], GOAL_P99)
-            yield at_least("reviews per CPU second, TLS", [best], [float(PACE)], "reviews/s/core", 1.0)
+                runs, alone = [], []
+                for _ in range(ROUNDS):
+                    alone.append(_closed(webhook, body, worker))
+                    runs.append(_load(webhook, body, SECONDS))
+            waits, rates = [run[0] * 1e3 for run in runs], [figure[0] for figure in alone]
+            yield at_least(
+                "admissions of a worker, TLS / in process",
+                rates,
+                in_process,
+                "reviews/s/core",
+                GOAL_TRANSPORT,
+            )
+            idle = [figure[1] * 1e3 for figure in alone]
+            yield at_most(f"p50 at {PACE} reviews/s / one at a time", waits, idle, "ms", GOAL_P50)
+            yield _latency(f"p99 at {PACE} reviews/s, one core", [run[1] for run in runs], GOAL_P99)
             yield at_most("memory of a worker", [rss_mb(worker)], [96.0], "MB", 1.0)
 
 
@@ -210,15 +224,16 @@ def _load(webhook: Webhook, body: bytes, seconds: float) -> tuple[float, float]:
     return spent[len(spent) // 2], spent[int(len(spent) * 0.99)]
 
 
-def _closed(webhook: Webhook, body: bytes, worker: int) -> float:
-    """Reviews per CPU second of the worker, on one connection as fast as it goes."""
+def _closed(webhook: Webhook, body: bytes, worker: int) -> tuple[float, float]:
+    """On one connection as fast as it goes: reviews per CPU second, and the seconds of the median one."""
     client = webhook.client()
-    cpu, count, ends = cpu_seconds(worker), 0, time.perf_counter() + 0.5
-    while time.perf_counter() < ends:
+    spent: list[float] = []
+    cpu, ends = cpu_seconds(worker), time.perf_counter() + 0.5
+    while (started := time.perf_counter()) < ends:
         _ask(client, body)
-        count += 1
+        spent.append(time.perf_counter() - started)
     client.close()
-    return count / (cpu_seconds(worker) - cpu)
+    return len(spent) / (cpu_seconds(worker) - cpu), statistics.median(spent)
 
 
 def _ask(client: http.client.HTTPConnection, body: bytes) -> None:
