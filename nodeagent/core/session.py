@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
@@ -348,7 +349,8 @@ class SotwSession(Session):
             # none on the way, a client may name the last response that it liked, or none at all.
             if not current and (sub.outstanding or nonce not in {"", sub.good_nonce}):
                 return self._reconcile()
-        listed = dict.fromkeys(request.resource_names)
+        # Interned: the proxies of a node ask for the same names.
+        listed = dict.fromkeys(map(sys.intern, request.resource_names))
         starred = WILDCARD in listed and self._service.has_wildcard(sub.type_url)
         if starred:
             del listed[WILDCARD]
@@ -420,7 +422,7 @@ class DeltaSession(Session):
             if name == WILDCARD and has_wildcard:
                 sub.wildcard = True
             else:
-                sub.names[name] = None
+                sub.names[sys.intern(name)] = None
                 sub.forget(name)  # asked for again = wanted again, whatever we believe (S-05)
         for name in request.resource_names_unsubscribe:
             if name == WILDCARD and has_wildcard:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import MappingProxyType
+from typing import Final
 
 from mesh.envoy.resources import STATE_OF_THE_WORLD, ResourceSet
 
@@ -35,40 +37,53 @@ class ResourceStatus:
     message: str = ""
 
 
+@lru_cache(maxsize=16_384)
+def _accepted(version: str) -> ResourceStatus:
+    """One object for all workloads that accepted the same bytes: a node has thousands of them."""
+    return ResourceStatus(accepted=version)
+
+
+_UNKNOWN: Final = ResourceStatus()
+
+
 class StatusBook:
     """Acceptances and refusals of one workload's resources, over all its streams."""
 
     def __init__(self) -> None:
-        self._status: dict[Key, ResourceStatus] = {}
+        self._status: dict[str, dict[str, ResourceStatus]] = {}
 
     def accept(self, type_url: str, name: str, version: str) -> None:
         """Record an ACK of these bytes, unless the same bytes were refused before (P7)."""
-        old = self._status.get((type_url, name), ResourceStatus())
-        if old.refused == version and type_url not in STATE_OF_THE_WORLD:
+        named = self._status.setdefault(type_url, {})
+        if named.get(name, _UNKNOWN).refused == version and type_url not in STATE_OF_THE_WORLD:
             return
-        self._status[type_url, name] = ResourceStatus(accepted=version)
+        named[name] = _accepted(version)
 
     def refuse(self, type_url: str, name: str, version: str, message: str) -> None:
         """Record a NACK; what was accepted before stays in force in the proxy, and here."""
-        old = self._status.get((type_url, name), ResourceStatus())
+        named = self._status.setdefault(type_url, {})
+        old = named.get(name, _UNKNOWN)
         accepted = None if old.accepted == version else old.accepted
-        self._status[type_url, name] = replace(
-            old, accepted=accepted, refused=version, message=message[:MAX_MESSAGE]
-        )
+        named[name] = replace(old, accepted=accepted, refused=version, message=message[:MAX_MESSAGE])
 
     def is_accepted(self, type_url: str, name: str, version: str) -> bool:
         """True when exactly these bytes were accepted and not refused since."""
-        status = self._status.get((type_url, name))
-        return status is not None and status.accepted == version and status.refused is None
+        status = self._status.get(type_url, {}).get(name, _UNKNOWN)
+        return status.accepted == version and status.refused is None
 
     def retain(self, types: frozenset[str], resources: ResourceSet) -> None:
         """Forget resources of these types that no longer exist."""
-        self._status = {
-            key: status
-            for key, status in self._status.items()
-            if key[0] not in types or key[1] in resources.of_type(key[0])
-        }
+        for type_url in types.intersection(self._status):
+            known = resources.of_type(type_url)
+            named = self._status[type_url]
+            self._status[type_url] = {name: named[name] for name in named if name in known}
 
     def view(self) -> Mapping[Key, ResourceStatus]:
         """A copy of the state, by type URL and name."""
-        return MappingProxyType(dict(self._status))
+        return MappingProxyType(
+            {
+                (type_url, name): status
+                for type_url, named in self._status.items()
+                for name, status in named.items()
+            }
+        )
