@@ -6,6 +6,7 @@ Pure: text has been read and parsed by the caller, and file names in documents s
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -114,7 +115,7 @@ def identify(document: Document) -> DocumentKey | None:
     parts = (data.get("kind"), metadata.get("namespace", ""), metadata.get("name"))
     if not all(isinstance(part, str) for part in parts) or not parts[0] or not parts[2]:
         return None
-    return DocumentKey(str(parts[0]), str(parts[1]), str(parts[2]))
+    return DocumentKey(*(sys.intern(str(part)) for part in parts))
 
 
 def is_policy(document: Document) -> bool:

@@ -10,8 +10,10 @@ import difflib
 import enum
 import ipaddress
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from mesh.errors import Code
@@ -26,6 +28,7 @@ MAX_PORT: Final = 65535
 _LABEL_PREFIX = r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?"
 _LABEL_NAME = re.compile(_LABEL_PREFIX + r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+_NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})  # one for all: most things have none
 _E = TypeVar("_E", bound=enum.Enum)
 
 
@@ -119,7 +122,10 @@ class Fields:
     def text(
         self, key: str, default: str = "", *, pattern: re.Pattern[str] | None = None, allowed: str = ""
     ) -> str:
-        """A string, bounded, that matches `pattern` as a whole; `allowed` says so in words."""
+        """A string, bounded, that matches `pattern` as a whole; `allowed` says so in words.
+
+        Interned: a directory says the same few names in each of its documents.
+        """
         value = self._data.get(key)
         if value is None:
             return default
@@ -130,7 +136,7 @@ class Fields:
             expected = allowed or f"at most {MAX_TEXT} characters"
             self.report(DocumentCode.VALUE, (key,), f"{key} is {value[:80]!r}; allowed: {expected}")
             return default
-        return value
+        return sys.intern(value)
 
     def integer(self, key: str, default: int, low: int, high: int) -> int:
         """A whole number within bounds."""
@@ -200,7 +206,7 @@ class Fields:
                 fields.report(DocumentCode.VALUE, (name,), f"{name[:80]!r} is not a label name")
             else:
                 found[name] = value
-        return found
+        return found or _NO_LABELS
 
     def address(self, key: str) -> str:
         """An IP address literal."""
@@ -208,7 +214,7 @@ class Fields:
         if not value:
             return ""
         try:
-            return str(ipaddress.ip_address(value))
+            return sys.intern(str(ipaddress.ip_address(value)))
         except ValueError:
             self.report(
                 DocumentCode.VALUE,
@@ -236,7 +242,7 @@ class Fields:
                 f"{key} is {value[:80]!r}; allowed: an IP address and a port, 127.0.0.1:8080 or [::1]:8080",
             )
             return None
-        return SocketAddress(str(ip), number)
+        return SocketAddress(sys.intern(str(ip)), number)
 
     def _items(self, key: str) -> list[Any]:
         value = self._data.get(key)
