@@ -12,6 +12,7 @@ import gc
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,7 +23,7 @@ from mesh.errors import Category, MeshError
 from mesh.obs.health import Health
 from mesh.obs.logs import logger
 from mesh.policy.effective import Finding, Severity
-from mesh.spiffe import SpiffeId
+from mesh.spiffe import SpiffeId, TrustDomain
 from nodeagent.ca_client import CaClient
 from nodeagent.compiler import Compiler
 from nodeagent.config import AgentSettings, Mode, ServiceScope
@@ -239,9 +240,7 @@ class Agent:
         """Serve every workload of the state, and no other; their configuration comes after."""
         wanted = {spec.workload.uid: spec.workload for spec in state.world.workloads}
         identities = {
-            uid: SpiffeId.for_service_account(
-                state.world.mesh.trust_domain, workload.namespace, workload.service_account
-            )
+            uid: _identity(state.world.mesh.trust_domain, workload.namespace, workload.service_account)
             for uid, workload in wanted.items()
         }
         for uid, entry in list(self.running.items()):
@@ -353,6 +352,12 @@ class Agent:
         async with asyncio.TaskGroup() as tasks:
             for entry in entries:
                 tasks.create_task(entry.stop(remove=False))
+
+
+@lru_cache(maxsize=512)
+def _identity(trust_domain: TrustDomain, namespace: str, account: str) -> SpiffeId:
+    """Remembered: each change asks for those of all workloads again."""
+    return SpiffeId.for_service_account(trust_domain, namespace, account)
 
 
 def _not_ready(message: str) -> MeshError:
