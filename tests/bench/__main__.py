@@ -69,12 +69,13 @@ HEAD = f"  {'':2} {'row':45} {'value':>10} {'limit':>10} {'ratio':>7} {'goal':>8
 
 
 def line(row: Row) -> str:
-    """One row of the table, at most 100 columns."""
+    """One row of the table, at most 100 columns, and below it what the figure is made of."""
     mark = "ok" if row.ok else "!!"
-    return (
+    text = (
         f"  {mark:2} {row.name:45.45} {row.value:>10,.6g} {row.limit:>10,.6g} {row.ratio:>7.2f} {row.goal:>8}"
         f"  {row.unit}"
     )
+    return f"{text}\n{'':7}{row.evidence}" if row.evidence else text
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import re
 import statistics
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ class Row:
         limit: what the machine could do at best, measured in the same run, in the same unit.
         ratio: median over rounds of value/limit (not the ratio of the two medians).
         goal: text such as `>= 0.70`; `ok` says whether `ratio` (or `value`) meets it.
+        evidence: what the figure is made of, where that needs a sentence.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Row:
     ratio: float
     goal: str
     ok: bool
+    evidence: str = ""
 
 
 def at_least(name: str, values: list[float], limits: list[float], unit: str, goal: float) -> Row:
@@ -104,3 +107,25 @@ def rss_mb(pid: int) -> float:
             if line.startswith("Rss:"):
                 return int(line.split()[1]) / 1024
     raise RuntimeError(f"no Rss of process {pid}")
+
+
+def memory_split(pid: int) -> str:
+    """What the resident set of a process consists of, in MB.
+
+    Private pages are the process's alone. Pages of files that nobody wrote to are the page cache's: they
+    are shared by all processes that map the file, and the kernel takes them back when it wants to.
+    """
+    private, files, name = 0, Counter[str](), ""
+    with Path(f"/proc/{pid}/smaps").open(encoding="utf-8") as maps:
+        for line in maps:
+            words = line.split()
+            if not words[0].endswith(":"):
+                name = Path(words[5]).name if len(words) > 5 else ""
+            elif words[0] == "Rss:":
+                files[name] += int(words[1])
+            elif words[0] == "Anonymous:":
+                files[name] -= int(words[1])
+                private += int(words[1])
+    largest = ", ".join(f"{name.partition('.')[0]} {kb / 1024:.1f}" for name, kb in files.most_common(4))
+    clean = sum(files.values()) / 1024
+    return f"private {private / 1024:.1f} MB, clean pages of files {clean:.1f} MB ({largest})"

@@ -40,6 +40,8 @@ BURST = 100
 BURST_ROUNDS = 5
 GOAL = 2.0
 """As for a rotation: what holds the parts together may cost as much again as they do."""
+GOAL_BURST = 3.0
+"""The parts have no server to start and no reply to verify, and in a burst nothing hides either."""
 _WEB = SpiffeId.parse("spiffe://cluster.local/ns/demo/sa/web")
 
 
@@ -186,7 +188,7 @@ def _burst(running: Node) -> Row:
             list(threads.map(running.issue, [volume.token for volume in volumes]))
             parts.append((_served(volumes) - started) * 1e3)
             running.unpublish(volumes)
-    return at_most(f"{BURST} volumes at once to last SVID / parts", whole, parts, "ms", GOAL)
+    return at_most(f"{BURST} volumes at once to last SVID / parts", whole, parts, "ms", GOAL_BURST)
 
 
 def _served(volumes: list[Volume]) -> float:
