@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from tests.bench import (
     rows_agent,
     rows_ca,
+    rows_cluster,
     rows_csi,
     rows_grpc,
     rows_injector,
@@ -30,6 +31,7 @@ SUITES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "node": rows_node.rows,
     "rotation": rows_rotation.rows,
     "csi": rows_csi.rows,
+    "cluster": rows_cluster.rows,
 }
 
 

@@ -48,8 +48,9 @@ _WEB = SpiffeId.parse("spiffe://cluster.local/ns/demo/sa/web")
 class Node:
     """An agent of mode kubernetes with its kubelet's side, and a bare client of the authority."""
 
-    def __init__(self, base: Path, ca: RealCa) -> None:
+    def __init__(self, base: Path, ca: RealCa, pid: int) -> None:
         self.pods = base / "k" / "pods"
+        self.pid = pid
         self._ca = ca
         self._driver = grpc.insecure_channel(f"unix:{base}/k/plugins/csi.gatehouse.dev/csi.sock")
         self._csi: Any = csi_pb2_grpc.NodeStub(self._driver)  # type: ignore[no-untyped-call]  # generated code
@@ -145,7 +146,7 @@ def node(base: Path, ca: RealCa, kube: FakeKube) -> Iterator[Node]:
         process = subprocess.Popen(
             [sys.executable, "-m", "nodeagent", "serve", "--config", str(file)], stdout=log, stderr=log
         )
-    running = Node(base, ca)
+    running = Node(base, ca, process.pid)
     try:
         end = time.monotonic() + 30
         while not (base / "k/plugins/csi.gatehouse.dev/csi.sock").exists():
