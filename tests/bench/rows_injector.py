@@ -33,10 +33,12 @@ from tests.fakes.kube_api import FakeKube
 PACE = 200  # requests per second
 SECONDS = float(os.environ.get("BENCH_PACE_SECONDS", "5"))
 GOAL_P99 = 0.020  # seconds; the bound that was asked for, whatever the machine
-# At this pace a core is idle more than half of the time: the median review meets no other.
-GOAL_P50 = 1.5
-# TLS, HTTP and Flask may cost as much as the admission itself.
-GOAL_TRANSPORT = 0.5
+# At this pace a core is idle most of the time, so the median review meets no other; but it comes 5 ms after
+# the last one and finds caches cold, which those sent one after another do not.
+GOAL_P50 = 2.0
+# TLS, HTTP and Flask may cost twice the admission: it runs hot in the loop that it is compared with, and
+# cold in a server, which alone doubles the time of some work.
+GOAL_TRANSPORT = 0.33
 _HEADERS = {"Content-Type": "application/json"}
 
 
@@ -142,10 +144,10 @@ def rows() -> Iterator[Row]:
     yield at_most("1500 variables / growth of the pod in bytes", seconds, grown, "ms", 1.3)
     patch = float(len(base64.b64decode(json.loads(whole(small)().body)["response"]["patch"])))  # type: ignore[attr-defined] # an Answer
     yield at_most("patch of that pod", [patch], [float(32 << 10)], "bytes", 1.0)
-    yield from _process(small, figures["small"])
+    yield from _process(small, whole(small))
 
 
-def _process(body: bytes, in_process: list[float]) -> Iterator[Row]:
+def _process(body: bytes, work: Callable[[], object]) -> Iterator[Row]:
     with (
         tempfile.TemporaryDirectory(prefix="bench") as directory,
         FakeKube(minor=29) as kube,
@@ -155,8 +157,9 @@ def _process(body: bytes, in_process: list[float]) -> Iterator[Row]:
             [worker] = webhook.workers()
             with pinned(worker, 0):
                 _load(webhook, body, 1.0)
-                runs, alone = [], []
+                runs, alone, in_process = [], [], []
                 for _ in range(ROUNDS):
+                    in_process.append(rate(work))
                     alone.append(_closed(webhook, body, worker))
                     runs.append(_load(webhook, body, SECONDS))
             waits, rates = [run[0] * 1e3 for run in runs], [figure[0] for figure in alone]
