@@ -86,6 +86,19 @@ class Session:
         limits: bounds on requests.
     """
 
+    __slots__ = (
+        "_events",
+        "_limits",
+        "_new_nonce",
+        "_resend",
+        "_service",
+        "_snapshot",
+        "_status",
+        "_subscriptions",
+        "_unknown_types",
+        "_workload",
+        "node_id",
+    )
     delta: ClassVar[bool]
 
     def __init__(
@@ -128,7 +141,7 @@ class Session:
     def _open(self, type_url: str, node_id: str) -> tuple[Subscription | None, bool]:
         """The subscription that a request is about, and whether it is the type's first request."""
         if not self.node_id:
-            self.node_id = node_id[:_MAX_NODE_ID]
+            self.node_id = sys.intern(node_id[:_MAX_NODE_ID])
         if not type_url and self._service is Service.SDS:
             type_url = SECRET  # the service says it already (F-75)
         if type_url not in self._service.types:
@@ -325,6 +338,7 @@ class Session:
 class SotwSession(Session):
     """A stream in the state-of-the-world form."""
 
+    __slots__ = ()
     delta = False
 
     def on_request(self, request: discovery_pb2.DiscoveryRequest) -> list[Response]:
@@ -386,6 +400,7 @@ class SotwSession(Session):
 class DeltaSession(Session):
     """A stream in the incremental form."""
 
+    __slots__ = ()
     delta = True
 
     def on_request(self, request: discovery_pb2.DeltaDiscoveryRequest) -> list[Response]:
