@@ -30,6 +30,7 @@ from nodeagent.config import AgentSettings, Mode, ServiceScope
 from nodeagent.core.services import Scope
 from nodeagent.core.volume import VolumeCode, VolumeError
 from nodeagent.events import AgentEvents
+from nodeagent.file_pages import FilePages
 from nodeagent.files import DirectoryState, FileSource
 from nodeagent.http import HttpServer
 from nodeagent.metrics import AgentMetrics
@@ -189,7 +190,7 @@ class Agent:
     # --- reconcile --------------------------------------------------------------------------------
 
     async def _reconcile_for_ever(self, tasks: asyncio.TaskGroup) -> None:
-        swept = False
+        swept, file_pages = False, FilePages()
         loop = asyncio.get_running_loop()
         checked = loop.time()
         while True:
@@ -200,6 +201,7 @@ class Agent:
             except TimeoutError:
                 await self._check()
                 checked = loop.time()
+                file_pages.idle(checked)
                 continue
             self._changed.clear()
             state = self._state

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -77,7 +78,8 @@ def line(row: Row) -> str:
         f"  {mark:2} {row.name:45.45} {row.value:>10,.6g} {row.limit:>10,.6g} {row.ratio:>7.2f} {row.goal:>8}"
         f"  {row.unit}"
     )
-    return f"{text}\n{'':7}{row.evidence}" if row.evidence else text
+    evidence = textwrap.wrap(row.evidence, 100, initial_indent=" " * 7, subsequent_indent=" " * 7)
+    return "\n".join([text, *evidence])
 
 
 if __name__ == "__main__":
