@@ -151,6 +151,10 @@ class SpiffeId:
             )
         return parts[1], parts[3]
 
+    def __hash__(self) -> int:
+        """Of the path alone: text remembers its hash, and identities key the caches of the hot paths."""
+        return hash(self.path)
+
     def __str__(self) -> str:
         return f"{SCHEME}{self.trust_domain.name}{self.path}"
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mesh.errors import Category, Code, MeshError
 from mesh.spiffe import SpiffeId
@@ -94,8 +93,7 @@ class Method(enum.StrEnum):
     BOTH = "token+certificate"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class Caller(NamedTuple):
     """An authenticated caller.
 
     Attributes:
@@ -117,19 +115,18 @@ class Caller:
 
     def facts(self) -> dict[str, str]:
         """What the audit trail says about the caller; facts that are not known are left out."""
-        facts = {
-            "identity": str(self.spiffe_id),
-            "method": self.method.value,
-            "pod": self.pod_name,
-            "pod_uid": self.pod_uid,
-            "node": self.node_name,
-            "proved_until": self.expires.isoformat(),
-        }
-        return {name: value for name, value in facts.items() if value}
+        facts = {"identity": str(self.spiffe_id), "method": str(self.method)}
+        if self.pod_name:
+            facts["pod"] = self.pod_name
+        if self.pod_uid:
+            facts["pod_uid"] = self.pod_uid
+        if self.node_name:
+            facts["node"] = self.node_name
+        facts["proved_until"] = self.expires.isoformat()
+        return facts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Presented:
+class Presented(NamedTuple):
     """What came with a request.
 
     Attributes:
@@ -137,8 +134,11 @@ class Presented:
         certificates: client certificate chain of the TLS handshake, PEM, leaf first.
     """
 
-    authorization: Sequence[str] = field(default=(), repr=False)
-    certificates: Sequence[bytes] = field(default=(), repr=False)
+    authorization: Sequence[str] = ()
+    certificates: Sequence[bytes] = ()
+
+    def __repr__(self) -> str:
+        return "Presented()"  # what it holds is secret
 
 
 class Authenticator(Protocol):
@@ -187,4 +187,4 @@ def _agree(one: Caller, other: Caller) -> Caller:
             f"{one.method} names {one.spiffe_id}, {other.method} names {other.spiffe_id}",
         )
     facts = one if one.pod_uid else other
-    return replace(facts, method=Method.BOTH, expires=min(one.expires, other.expires))
+    return facts._replace(method=Method.BOTH, expires=min(one.expires, other.expires))

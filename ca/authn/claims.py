@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,7 @@ _SUBJECT_PREFIX = "system:serviceaccount:"  # then <namespace>:<name>
 _MAX_NAME = 253  # Kubernetes object names
 _MAX_AUDIENCES = 32
 _MAX_TIME = 253402300799  # year 9999
+_NOTHING: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +42,16 @@ class TokenPolicy:
     leeway: dt.timedelta = dt.timedelta(seconds=10)
     max_lifetime: dt.timedelta = dt.timedelta(hours=48)
     require_pod: bool = True
+    leeway_seconds: float = field(init=False, repr=False, compare=False)
+    max_seconds: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not dt.timedelta(0) <= self.leeway <= MAX_LEEWAY:
             raise ValueError(f"leeway {self.leeway}: allowed are 0 to {MAX_LEEWAY}")
         if not self.issuer or not self.audiences or "" in self.audiences:
             raise ValueError("a token policy needs an issuer and at least one audience, none of them empty")
+        object.__setattr__(self, "leeway_seconds", self.leeway.total_seconds())
+        object.__setattr__(self, "max_seconds", self.max_lifetime.total_seconds())
 
 
 def read_claims(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> Caller:
@@ -77,18 +82,21 @@ def read_claims(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> C
             f"sub names {namespace}/{name}, kubernetes.io names"
             f" {_show(bound.get('namespace'))}/{_show(account.get('name'))}",
         )
-    pod_name, pod_uid = _pod(bound, policy)
+    required = "pod" in bound
+    if not required and policy.require_pod:
+        raise AuthnError(AuthnCode.TOKEN_NOT_POD_BOUND, "kubernetes.io has no pod")
+    pod = _object(bound, "pod")
     try:
         spiffe_id = _identity(policy.trust_domain, namespace, name)
     except SpiffeIdError as e:
         raise AuthnError(AuthnCode.TOKEN_SUBJECT, f"sub: {e.private}") from e
     return Caller(
-        spiffe_id=spiffe_id,
-        method=Method.TOKEN,
-        expires=dt.datetime.fromtimestamp(expires, dt.UTC),
-        pod_name=pod_name,
-        pod_uid=pod_uid,
-        node_name=_text(_object(bound, "node"), "node", "name", required=False),
+        spiffe_id,
+        Method.TOKEN,
+        dt.datetime.fromtimestamp(expires, dt.UTC),
+        _text(pod, "pod", "name", required=required),
+        _text(pod, "pod", "uid", required=required),
+        _text(_object(bound, "node"), "node", "name", required=False),
     )
 
 
@@ -116,7 +124,7 @@ def _check_audience(found: Any, policy: TokenPolicy) -> None:
 
 
 def _check_times(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> float:
-    leeway = policy.leeway.total_seconds()
+    leeway = policy.leeway_seconds
     expires = _time(claims, "exp")
     issued = _time(claims, "iat")
     if expires <= now - leeway:
@@ -126,10 +134,10 @@ def _check_times(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> 
         starts = from_
     if starts > now + leeway:
         raise AuthnError(AuthnCode.TOKEN_NOT_YET_VALID, f"nbf or iat is {starts - now:.0f} s ahead")
-    if not 0 < expires - issued <= policy.max_lifetime.total_seconds():
+    if not 0 < expires - issued <= policy.max_seconds:
         raise AuthnError(
             AuthnCode.TOKEN_LIFETIME,
-            f"exp - iat is {expires - issued:.0f} s, not 1 to {policy.max_lifetime.total_seconds():.0f} s",
+            f"exp - iat is {expires - issued:.0f} s, not 1 to {policy.max_seconds:.0f} s",
         )
     return expires
 
@@ -155,16 +163,8 @@ def _subject(found: Any) -> tuple[str, str]:
     )
 
 
-def _pod(bound: Mapping[str, Any], policy: TokenPolicy) -> tuple[str, str]:
-    if "pod" not in bound and policy.require_pod:
-        raise AuthnError(AuthnCode.TOKEN_NOT_POD_BOUND, "kubernetes.io has no pod")
-    pod = _object(bound, "pod")
-    required = "pod" in bound
-    return (_text(pod, "pod", "name", required=required), _text(pod, "pod", "uid", required=required))
-
-
 def _object(bound: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = bound.get(name, {})
+    value = bound.get(name, _NOTHING)
     if not isinstance(value, dict):
         raise AuthnError(AuthnCode.TOKEN_CLAIMS, f"kubernetes.io {name} is {_show(value)}, not an object")
     return value

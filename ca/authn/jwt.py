@@ -85,15 +85,15 @@ class TokenVerifier:
         if len(segments) != _SEGMENTS:
             raise _malformed("not three segments")
         head, payload, signature = segments
-        signed = raw[: len(head) + 1 + len(payload)]
-        name = self._headers.get(head)
-        known = name is not None
-        if name is None:
-            name = read_header(head)
-        self._check_signature(name, signed, _decode(signature, "signature"), now)
-        if not known:
+        known = self._headers.get(head)
+        name = known or read_header(head)
+        self._check_signature(name, raw[: len(head) + 1 + len(payload)], _decode(signature, "signature"), now)
+        if known is None:
             self._remember(head, name)
-        claims = _json(payload, "payload")
+        try:
+            claims = orjson.loads(_decode(payload, "payload"))
+        except orjson.JSONDecodeError as e:
+            raise _malformed("payload is not JSON") from e
         if not isinstance(claims, dict):
             raise _malformed("payload is not an object")
         return claims
@@ -107,7 +107,8 @@ class TokenVerifier:
     def _check_signature(
         self, name: tuple[str, str], signed: bytes, signature: bytes, now: dt.datetime
     ) -> None:
-        key = self._find(name, now)
+        current = self._keys.current
+        key = (current.keys.get(name) if current is not None else None) or self._find(name, now)
         digest = _RSA.get(name[0])  # the table of keys is by algorithm: the name says the type
         try:
             if digest is not None:
@@ -119,14 +120,14 @@ class TokenVerifier:
             raise AuthnError(AuthnCode.TOKEN_SIGNATURE, f"not signed by key {name[1]!r}") from e
 
     def _find(self, name: tuple[str, str], now: dt.datetime) -> PublicKey:
+        """The key, when it is not among the ones in force: there may be newer ones."""
         current = self._keys.current
-        key = current.keys.get(name) if current is not None else None
-        if key is None and self._keys.refresh(now):
+        if self._keys.refresh(now):
             current = self._keys.current
-            key = current.keys.get(name) if current is not None else None
+        key = current.keys.get(name) if current is not None else None
         if key is not None:
             return key
-        if self._keys.current is None:
+        if current is None:
             raise AuthnError(AuthnCode.NO_KEYS, "no key set was loaded yet")
         raise AuthnError(
             AuthnCode.TOKEN_UNKNOWN_KEY, f"no key for algorithm {name[0][:20]!r} and kid {name[1][:80]!r}"
@@ -142,7 +143,10 @@ def read_header(head: bytes) -> tuple[str, str]:
     Raises:
         AuthnError: not an object, a parameter that is never followed, or no algorithm or key ID.
     """
-    header = _json(head, "header")
+    try:
+        header = orjson.loads(_decode(head, "header"))
+    except orjson.JSONDecodeError as e:
+        raise _malformed("header is not JSON") from e
     if not isinstance(header, dict):
         raise _malformed("header is not an object")
     if refused := _REFUSED_HEADERS.intersection(header):
@@ -163,13 +167,6 @@ def _decode(segment: bytes, what: str) -> bytes:
         return binascii.a2b_base64(segment + _PADDING[len(segment) % 4], strict_mode=True)
     except binascii.Error as e:
         raise _malformed(f"{what} is not base64url") from e
-
-
-def _json(segment: bytes, what: str) -> Any:
-    try:
-        return orjson.loads(_decode(segment, what))
-    except orjson.JSONDecodeError as e:
-        raise _malformed(f"{what} is not JSON") from e
 
 
 def _dss(signature: bytes, key: ec.EllipticCurvePublicKey) -> bytes:
