@@ -74,6 +74,41 @@ def test_a_line_is_one_json_object_with_time_level_and_fields(out: io.StringIO) 
     }
 
 
+def test_facts_have_the_same_form_and_obey_the_level(out: io.StringIO) -> None:
+    at = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
+    fields = {"serial": "0a", "until": at, "names": ("a", "b"), "msg": "taken"}
+    logs.logger("ca.audit").facts("certificate issued", dict(fields))
+    logs.logger("ca.audit").bind(pod="web").facts("certificate issued", dict(fields))
+    straight, bound = lines(out)
+    assert dt.datetime.fromisoformat(straight.pop("ts")).tzinfo is dt.UTC
+    assert straight == {
+        "level": "info",
+        "service": "ca",
+        "logger": "ca.audit",
+        "msg": "certificate issued",
+        "serial": "0a",
+        "until": "2026-01-02T03:04:05+00:00",
+        "names": ["a", "b"],
+        "msg_": "taken",
+    }
+    bound.pop("ts")
+    assert bound == straight | {"pod": "web"}
+    logs.configure(service="ca", level="warning", json=True, stream=out)
+    logs.logger("ca.audit").facts("certificate issued", dict(fields))
+    assert len(lines(out)) == 2
+
+
+def test_facts_on_a_terminal_and_beside_another_handler(caplog: pytest.LogCaptureFixture) -> None:
+    stream = Terminal()
+    logs.configure(service="ca", level="info", stream=stream)
+    logs.logger("ca.audit").facts("certificate issued", {"serial": "0a"})
+    assert "info    ca.audit: certificate issued  serial=0a" in stream.getvalue()
+    logging.getLogger().addHandler(caplog.handler)
+    logs.logger("ca.audit").facts("certificate issued", {"serial": "0b"})
+    assert caplog.messages == ["certificate issued"]
+    assert "serial=0b" in stream.getvalue()
+
+
 def test_levels_and_binding(out: io.StringIO) -> None:
     log = logs.logger("ca.x").bind(pod="web", n=1)
     log.debug("a 100% %s")
@@ -145,6 +180,7 @@ def test_a_stream_that_fails_stops_nobody() -> None:
 
     logs.configure(service="ca", stream=Full())
     logs.logger("ca.x").info("hello")
+    logs.logger("ca.x").facts("hello", {})
 
 
 class Terminal(io.StringIO):
