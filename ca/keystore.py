@@ -114,6 +114,7 @@ class KeyStore:
         """Use `KeyStore.open`."""
         self._config = config
         self._material = material
+        self._due_from = _due_from(material)
         self._mark = mark
         self._mutex = threading.Lock()
         self._mark_mutex = threading.Lock()
@@ -195,9 +196,7 @@ class KeyStore:
     def _due(self, now: dt.datetime) -> bool:
         if self._config.plugged_dir is not None or (self._retry_at is not None and now < self._retry_at):
             return False
-        held = self._material.issuer.certificate
-        # One that ends with its root cannot be replaced by a longer one.
-        return _is_short(held, now) and held.not_after < self._material.anchor.not_after
+        return self._due_from is not None and now > self._due_from
 
     def _renew(self, now: dt.datetime) -> None:
         try:
@@ -215,6 +214,7 @@ class KeyStore:
         if (held.certificate, held.chain, held.roots) == (new.certificate, new.chain, new.roots):
             return False
         self._material = material
+        self._due_from = _due_from(material)
         return True
 
     def _check_roots(self, material: Material) -> None:
@@ -320,6 +320,19 @@ def _ensure_issuing(config: KeyStoreConfig, now: dt.datetime) -> Material:
     return material
 
 
+def _due_from(material: Material) -> dt.datetime | None:
+    """When the intermediate is to be renewed: once a third of its life is left.
+
+    None when never: one that ends with its root cannot be replaced by a longer one.
+    """
+    held = material.issuer.certificate
+    return _short_from(held) if held.not_after < material.anchor.not_after else None
+
+
+def _short_from(ca: CertFields) -> dt.datetime:
+    """After this, less than a third of its life is left."""
+    return ca.not_after - (ca.not_after - ca.not_before) / 3
+
+
 def _is_short(ca: CertFields, now: dt.datetime) -> bool:
-    """True when less than a third of its life is left."""
-    return ca.not_after - now < (ca.not_after - ca.not_before) / 3
+    return now > _short_from(ca)

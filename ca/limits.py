@@ -11,8 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,6 +69,23 @@ class _Bucket:
         self.in_flight = 0
 
 
+class _Place:
+    """A place among those that are worked on. A class and no generator: one is made for each request."""
+
+    __slots__ = ("_bucket", "_caller", "_limiter", "_now")
+
+    def __init__(self, limiter: Limiter, caller: str, now: float) -> None:
+        self._limiter = limiter
+        self._caller = caller
+        self._now = now
+
+    def __enter__(self) -> None:
+        self._bucket = self._limiter._enter(self._caller, self._now)  # noqa: SLF001 - one module
+
+    def __exit__(self, *_: object) -> None:
+        self._limiter._leave(self._bucket)  # noqa: SLF001 - one module
+
+
 class Limiter:
     """Admits requests or refuses them with the time to wait."""
 
@@ -89,20 +105,18 @@ class Limiter:
         """Callers that are remembered now."""
         return len(self._buckets)
 
-    @contextmanager
-    def admit(self, caller: str, now: dt.datetime) -> Iterator[None]:
+    def admit(self, caller: str, now: dt.datetime) -> AbstractContextManager[None]:
         """Hold a place while a request of `caller` is worked on.
 
         Raises:
-            LimitError: no place, with the time to wait.
+            LimitError: on entering: no place, with the time to wait.
         """
-        bucket = self._enter(caller, now.timestamp())
-        try:
-            yield
-        finally:
-            with self._lock:
-                bucket.in_flight -= 1
-                self._in_flight -= 1
+        return _Place(self, caller, now.timestamp())
+
+    def _leave(self, bucket: _Bucket) -> None:
+        with self._lock:
+            bucket.in_flight -= 1
+            self._in_flight -= 1
 
     def _enter(self, caller: str, now: float) -> _Bucket:
         limits = self._limits

@@ -10,8 +10,8 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from ca.authn import AuthnCode, AuthnError, Presented
 from mesh.errors import Category, Code, MeshError
@@ -47,8 +47,7 @@ class RequestError(MeshError):
     """A request that is not acceptable."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """What is known of a request before its message has arrived.
 
     Attributes:
@@ -61,8 +60,7 @@ class RequestHead:
     peer: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CertificateRequest:
+class CertificateRequest(NamedTuple):
     """The message.
 
     Attributes:
@@ -70,9 +68,12 @@ class CertificateRequest:
         metadata: the Struct of the request as plain data.
     """
 
-    csr_pem: str = field(repr=False)
+    csr_pem: str
     validity_seconds: int = 0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = MappingProxyType({})
+
+    def __repr__(self) -> str:
+        return f"CertificateRequest(validity_seconds={self.validity_seconds})"
 
 
 def check_cluster(cluster_ids: Sequence[str], known: frozenset[str]) -> None:
@@ -91,6 +92,8 @@ def check_metadata(metadata: Mapping[str, Any], caller: SpiffeId, trust_domain: 
     Raises:
         RequestError: with the key that is wrong.
     """
+    if not metadata:
+        return
     if len(metadata) > MAX_METADATA_KEYS:
         raise RequestError(
             RequestCode.METADATA, f"metadata has {len(metadata)} keys; allowed are {MAX_METADATA_KEYS}"

@@ -10,9 +10,8 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ca.audit import Audit
 from ca.authn import HOSTILE as HOSTILE_CREDENTIALS
@@ -51,8 +50,7 @@ class Authenticate(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Issued:
+class Issued(NamedTuple):
     """A certificate and whom it is for."""
 
     svid: IssuedSvid
@@ -189,7 +187,9 @@ class IssuanceService:
             reused = self._keys.claim(key.spki_der, identity)
             svid = authority.sign(prepared)
             self._issued(now)
-            self._audit.issued(key, svid, key_reused=reused, who={**caller.facts(), "peer": head.peer})
+            who = caller.facts()
+            who["peer"] = head.peer
+            self._audit.issued(key, svid, key_reused=reused, who=who)
         self._issued_kinds[key.kind].inc()
         if reused:
             self._metrics.key_reuse.inc()

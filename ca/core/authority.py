@@ -11,6 +11,7 @@ import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -104,18 +105,20 @@ def _spki(der: bytes) -> bytes:
     return spki_der(x509.load_der_x509_certificate(der).public_key())
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedCert:
-    """A linted TBSCertificate that can be signed once, by the authority that made it."""
+class PreparedCert(NamedTuple):
+    """A linted TBSCertificate that can be signed once, by the authority that made it.
 
-    tbs: bytes = field(repr=False)
+    Attributes:
+        ticket: taken by the one call that signs.
+    """
+
+    tbs: bytes
     spec: lint.LeafSpec
-    _issuer: Issuer = field(repr=False)
-    _ticket: list[None] = field(repr=False, compare=False)  # taken by the one call that signs
+    issuer: Issuer
+    ticket: list[None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IssuedSvid:
+class IssuedSvid(NamedTuple):
     """What the caller gets.
 
     Attributes:
@@ -124,14 +127,23 @@ class IssuedSvid:
         serial: lower-case hexadecimal.
     """
 
-    leaf_der: bytes = field(repr=False)
-    leaf_pem: str = field(repr=False)
-    intermediates_pem: tuple[str, ...] = field(repr=False)
-    roots_pem: tuple[str, ...] = field(repr=False)
+    leaf_der: bytes
+    leaf_pem: str
+    intermediates_pem: tuple[str, ...]
+    roots_pem: tuple[str, ...]
     serial: str
     not_before: dt.datetime
     not_after: dt.datetime
     spiffe_id: SpiffeId
+
+
+class _Window(NamedTuple):
+    """The validity of all leaves that are asked for in one second, with one lifetime."""
+
+    second: dt.datetime
+    lifetime: dt.timedelta
+    not_before: dt.datetime
+    not_after: dt.datetime
 
 
 class Authority:
@@ -155,6 +167,7 @@ class Authority:
         "_serial_number",
         "_shape",
         "_template",
+        "_window",
         "issuer",
         "profile",
     )
@@ -178,6 +191,7 @@ class Authority:
         self._shape = lru_cache(maxsize=MAX_SHAPES)(self._make_shape)
         self._intermediates_pem = tuple(pem.encode_certificate(c.der) for c in issuer.chain)
         self._roots_pem = tuple(map(pem.encode_certificate, issuer.roots))
+        self._window: _Window | None = None
         self._probe()
 
     def prepare(
@@ -207,10 +221,13 @@ class Authority:
             )
         lifetime = self.profile.lifetime(requested_seconds)
         # Whole seconds, rounded down at both ends: never valid for longer than was granted.
-        now = (now if now.tzinfo is dt.UTC else now.astimezone(dt.UTC)).replace(microsecond=0)
-        self._check_issuer(now)
-        not_after = min(now + lifetime, issuer.not_after)
-        return self._prepare(key, shape, now - self.profile.backdate, not_after)
+        second = (now if now.tzinfo is dt.UTC else now.astimezone(dt.UTC)).replace(microsecond=0)
+        window = self._window
+        if window is None or window.second != second or window.lifetime != lifetime:
+            self._check_issuer(second)
+            not_after = min(second + lifetime, issuer.not_after)
+            window = self._window = _Window(second, lifetime, second - self.profile.backdate, not_after)
+        return self._prepare(key, shape, window.not_before, window.not_after)
 
     def sign(self, prepared: PreparedCert) -> IssuedSvid:
         """Sign once, and check before the bytes leave.
@@ -219,25 +236,24 @@ class Authority:
             IssueError: signed before, or prepared by another authority.
             LintError: the result is not what was prepared, or its signature does not verify.
         """
-        if prepared._issuer is not self.issuer:  # noqa: SLF001 - two classes of one module
+        if prepared.issuer is not self.issuer:
             raise IssueError(
                 IssueCode.PREPARED_FOREIGN,
                 "the signing certificate changed during the request; send it again",
                 category=Category.UNAVAILABLE,
             )
         try:
-            prepared._ticket.pop()  # noqa: SLF001 - atomic: the second of two callers finds it empty
+            prepared.ticket.pop()  # atomic: the second of two callers finds it empty
         except IndexError as e:
             raise IssueError(
                 IssueCode.PREPARED_USED, "this certificate was signed before", category=Category.INTERNAL
             ) from e
-        signer = self.issuer.signer
-        signature = signer.sign(prepared.tbs)
-        der = assemble(prepared.tbs, signer.algorithm, signature)
-        self._linter.check_issued(der, prepared.tbs)
-        if self._always and not signer.verify(signature, prepared.tbs):
+        signer, tbs, spec = self.issuer.signer, prepared.tbs, prepared.spec
+        signature = signer.sign(tbs)
+        der = assemble(tbs, signer.algorithm, signature)
+        self._linter.check_issued(der, tbs)
+        if self._always and not signer.verify(signature, tbs):
             raise lint.signature_failed()
-        spec = prepared.spec
         return IssuedSvid(
             leaf_der=der,
             leaf_pem=pem.encode_certificate(der),

@@ -175,12 +175,11 @@ class Linter:
         """
         _check_numbers(spec, self._issuer)
         key = spec.key
-        start = _header(tbs, 0, 0x30)
-        if not tbs.startswith(VERSION_3, start) or _end(tbs, 0) != len(tbs):
+        start, end = _element(tbs, 0, 0x30)
+        if not tbs.startswith(VERSION_3, start) or end != len(tbs):
             raise _fail(LintCode.STRUCTURE, "TBSCertificate is not one sequence of version 3")
-        serial = start + len(VERSION_3)
-        at = _end(tbs, serial)
-        if int.from_bytes(tbs[_header(tbs, serial, 0x02) : at], "big", signed=True) != spec.serial_number:
+        serial, at = _element(tbs, start + len(VERSION_3), 0x02)
+        if int.from_bytes(tbs[serial:at], "big", signed=True) != spec.serial_number:
             raise _fail(LintCode.SERIAL, "serial differs from the one drawn")
         rest = (
             self._after_serial,
@@ -208,8 +207,8 @@ class Linter:
         Raises:
             LintError: when it is not.
         """
-        start = _header(der, 0, 0x30)
-        if _end(der, 0) != len(der) or not der.startswith(tbs + self._signature_head, start):
+        start, end = _element(der, 0, 0x30)
+        if end != len(der) or not der.startswith(tbs + self._signature_head, start):
             raise _fail(LintCode.STRUCTURE, "certificate is not the linted TBSCertificate, signed")
 
 
@@ -218,20 +217,16 @@ def signature_failed() -> LintError:
     return _fail(LintCode.SIGNATURE, "the new signature does not verify with the issuer's public key")
 
 
-def _header(der: bytes, at: int, tag: int) -> int:
-    """Offset of the value of the element at `at`."""
+def _element(der: bytes, at: int, tag: int) -> tuple[int, int]:
+    """Where the value of the element at `at` starts, and where it ends."""
     if len(der) < at + 2 or der[at] != tag:
         raise _fail(LintCode.STRUCTURE, f"expected tag {tag:#x} at byte {at}")
-    return at + 2 if der[at + 1] < 0x80 else at + 2 + (der[at + 1] & 0x7F)
-
-
-def _end(der: bytes, at: int) -> int:
-    """Offset behind the element at `at`."""
     length = der[at + 1]
+    value = at + 2
     if length < 0x80:
-        return at + 2 + length
-    value = at + 2 + (length & 0x7F)
-    return value + int.from_bytes(der[at + 2 : value], "big")
+        return value, value + length
+    value += length & 0x7F
+    return value, value + int.from_bytes(der[at + 2 : value], "big")
 
 
 def _first_difference(tbs: bytes, at: int, rest: tuple[bytes, ...]) -> LintError:

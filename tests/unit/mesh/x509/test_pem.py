@@ -134,3 +134,25 @@ def test_bundle_refuses(text, code, words):
         pem.decode_bundle(text)
     assert e.value.code is code
     assert words in e.value.public
+
+
+REQUEST = pem.encode("CERTIFICATE REQUEST", bytes(range(180)))
+
+
+@settings(deadline=None)
+@given(
+    at=st.integers(0, len(REQUEST)),
+    cut=st.integers(0, 70),
+    put=st.sampled_from(
+        ["", "\n", "\r\n", "-", "=", " ", "A", "-----END CERTIFICATE REQUEST-----\n", REQUEST]
+    ),
+)
+def test_law_the_short_way_accepts_what_the_long_way_accepts(at, cut, put):
+    text = REQUEST[:at] + put + REQUEST[at + cut :]
+    with_comment = "# the bundle reader takes the long way\n" + text
+    try:
+        found = pem.decode_one(text, pem.CSR_LABELS, max_bytes=10_000)
+    except pem.PemError:
+        return
+    assert [der for _, der in pem.decode_bundle(with_comment, pem.CSR_LABELS)] == [found]
+    assert pem.decode_one(text.rstrip("\n"), pem.CSR_LABELS, max_bytes=10_000) == found, "the long way"
