@@ -205,7 +205,7 @@ class LimitConfig:
     """How much is done at once; per worker process."""
 
     threads: int = setting(
-        "Threads for requests. A caller that is slow to send holds one, so there are more than cores.",
+        "Threads for requests. Few run at once; a caller that is slow to send holds one of the others.",
         default=32,
         minimum=4,
         maximum=256,

@@ -15,10 +15,10 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent import futures
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, NoReturn, Protocol
 
 import grpc
@@ -28,6 +28,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from ca.authn import Presented
 from ca.limits import LimitCode, LimitError
+from ca.pool import RequestPool
 from ca.requests import CertificateRequest, RequestCode, RequestError, RequestHead
 from ca.service import IssuanceService
 from ca.serving import ServingCertificate
@@ -69,7 +70,11 @@ class TransportError(MeshError):
 
 
 class CertificateHandler(grpc.GenericRpcHandler):
-    """Turns calls into requests and results or refusals into answers."""
+    """Turns calls into requests and results or refusals into answers.
+
+    Args:
+        pool: runs the calls; it knows how long one stood in line.
+    """
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class CertificateHandler(grpc.GenericRpcHandler):
         clock: Clock,
         *,
         watch: Watch,
+        pool: RequestPool,
         queue_wait: dt.timedelta,
         observe_queue: Callable[[float], None],
         certificates: bool,
@@ -84,9 +90,11 @@ class CertificateHandler(grpc.GenericRpcHandler):
         self._service = service
         self._clock = clock
         self._watch = watch
+        self._waited = pool.waited
         self._queue_wait = queue_wait.total_seconds()
         self._observe_queue = observe_queue
         self._certificates = certificates
+        self._handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(self._create)
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -94,12 +102,12 @@ class CertificateHandler(grpc.GenericRpcHandler):
         """Called when the headers of a call are there; a thread is found later."""
         if handler_call_details.method != METHOD:
             return None
-        return grpc.stream_unary_rpc_method_handler(partial(self._create, time.monotonic()))
+        return self._handler
 
-    def _create(self, arrived: float, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    def _create(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         head = self._head(context)
         try:
-            self._check_wait(head, time.monotonic() - arrived, active=context.is_active())
+            self._check_wait(head, self._waited(), active=context.is_active())
             issued = self._service.issue(head, partial(self._read, messages, context), self._clock.now())
         except MeshError as e:
             self._abort(context, e)
@@ -118,14 +126,8 @@ class CertificateHandler(grpc.GenericRpcHandler):
                 authorization.append(str(value))
             elif name == "clusterid":
                 clusters.append(str(value))
-        return RequestHead(
-            presented=Presented(
-                authorization=authorization,
-                certificates=peer_certificates(context.auth_context()) if self._certificates else (),
-            ),
-            cluster_ids=clusters,
-            peer=context.peer(),
-        )
+        certificates = peer_certificates(context.auth_context()) if self._certificates else ()
+        return RequestHead(Presented(authorization, certificates), clusters, context.peer())
 
     def _check_wait(self, head: RequestHead, waited: float, *, active: bool) -> None:
         """No work for a caller that has given up, or will have."""
@@ -210,6 +212,9 @@ def _add(status: status_pb2.Status, detail: Any) -> None:
     status.details.append(packed)
 
 
+_NO_METADATA: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
 def parse_request(message: bytes) -> CertificateRequest:
     """Decode the request message.
 
@@ -222,12 +227,10 @@ def parse_request(message: bytes) -> CertificateRequest:
         raise RequestError(
             RequestCode.MALFORMED, "the request is no istio.v1.auth.IstioCertificateRequest message"
         ) from e
-    metadata = {}
+    metadata: Mapping[str, Any] = _NO_METADATA
     if request.HasField("metadata"):
         metadata = {name: _plain(value) for name, value in request.metadata.fields.items()}
-    return CertificateRequest(
-        csr_pem=request.csr, validity_seconds=request.validity_duration, metadata=metadata
-    )
+    return CertificateRequest(request.csr, request.validity_duration, metadata)
 
 
 def _plain(value: Any) -> Any:
@@ -248,10 +251,15 @@ def _plain(value: Any) -> Any:
 
 
 class Watch:
-    """Cancels calls that keep a thread waiting for too long; one thread watches all of them."""
+    """Cancels calls that keep a thread waiting for too long; one thread watches all of them.
 
-    def __init__(self, limit: dt.timedelta) -> None:
+    Args:
+        also: called with the time of `time.monotonic` a few times a second.
+    """
+
+    def __init__(self, limit: dt.timedelta, also: Callable[[float], None] = lambda _: None) -> None:
         self._limit = limit.total_seconds()
+        self._also = also
         self._waiting: dict[int, tuple[float, Callable[[], object]]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="grpc-watch", daemon=True)
@@ -267,15 +275,9 @@ class Watch:
             self._thread.join()
         self.sweep(float("inf"))
 
-    @contextmanager
-    def guard(self, cancel: Callable[[], object]) -> Iterator[None]:
+    def guard(self, cancel: Callable[[], object]) -> AbstractContextManager[None]:
         """Have `cancel` called unless the block ends in time."""
-        ticket = threading.get_ident()  # a thread waits for one message at a time
-        self._waiting[ticket] = (time.monotonic() + self._limit, cancel)
-        try:
-            yield
-        finally:
-            self._waiting.pop(ticket, None)
+        return _Guard(self._waiting, self._limit, cancel)
 
     def sweep(self, now: float) -> None:
         """Cancel what waits beyond its time."""
@@ -285,7 +287,30 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(_WATCH_SECONDS):
-            self.sweep(time.monotonic())
+            now = time.monotonic()
+            self.sweep(now)
+            self._also(now)
+
+
+class _Guard:
+    """An entry among the calls that wait. A class and no generator: one is made for each request."""
+
+    __slots__ = ("_entry", "_waiting")
+
+    def __init__(
+        self,
+        waiting: dict[int, tuple[float, Callable[[], object]]],
+        limit: float,
+        cancel: Callable[[], object],
+    ) -> None:
+        self._waiting = waiting
+        self._entry = (time.monotonic() + limit, cancel)
+
+    def __enter__(self) -> None:
+        self._waiting[threading.get_ident()] = self._entry  # a thread waits for one message at a time
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.pop(threading.get_ident(), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,13 +371,18 @@ class GrpcServer:
     """
 
     def __init__(
-        self, handler: CertificateHandler, watch: Watch, serving: CertificateSource, options: ServerOptions
+        self,
+        handler: CertificateHandler,
+        watch: Watch,
+        pool: RequestPool,
+        serving: CertificateSource,
+        options: ServerOptions,
     ) -> None:
         self._watch = watch
         self._options = options
-        self._pool = futures.ThreadPoolExecutor(options.threads, thread_name_prefix="grpc")
+        self._pool = pool
         self._server = grpc.server(
-            self._pool,
+            pool,  # type: ignore[arg-type] # it has what the server uses: submit
             handlers=[handler],
             options=options.channel_arguments(),
             maximum_concurrent_rpcs=options.queue + options.threads,

@@ -29,6 +29,7 @@ from ca.keystore_files import ensure_dir
 from ca.keystore_secret import SecretKeyStore
 from ca.limits import Limiter, Limits
 from ca.metrics import CaMetrics
+from ca.pool import RequestPool
 from ca.requests import KeyMemory
 from ca.service import IssuanceService
 from ca.serving import Serving
@@ -339,11 +340,13 @@ class Runtime:
 
     def _grpc_server(self) -> GrpcServer:
         config = self.config
-        watch = Watch(config.limits.receive_wait)
+        pool = RequestPool(config.limits.threads, name="grpc", faults=_log.exception)
+        watch = Watch(config.limits.receive_wait, pool.relieve)
         handler = CertificateHandler(
             self.service,
             self.clock,
             watch=watch,
+            pool=pool,
             queue_wait=config.limits.queue_wait,
             observe_queue=self.metrics.queue.observe,
             certificates=config.listen.mtls is not None,
@@ -358,7 +361,7 @@ class Runtime:
             connection_age=config.limits.connection_age,
             drain=config.drain,
         )
-        return GrpcServer(handler, watch, self.serving, options)
+        return GrpcServer(handler, watch, pool, self.serving, options)
 
     def _plain_server(self) -> PlainServer | None:
         address = self.config.listen.plain
