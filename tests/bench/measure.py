@@ -6,6 +6,7 @@ runs once (A, B, A, B, ...); the ratio is taken within the round and its median 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
@@ -13,7 +14,7 @@ import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,32 @@ def openssl_p256() -> tuple[float, float]:
 def cpu_seconds(pid: int) -> float:
     """CPU seconds that another process has used: its own CPU clock (clock_getcpuclockid(3))."""
     return time.clock_gettime((~pid << 3) | 2)
+
+
+@contextlib.contextmanager
+def pinned(pid: int, core: int) -> Iterator[None]:
+    """All threads of a process on one core; ours on the others, where there are any."""
+    before = os.sched_getaffinity(0)
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
+            os.sched_setaffinity(int(task.name), {core})
+    others = before - {core}
+    os.sched_setaffinity(0, others or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """This thread, and the processes that it starts, on one core: as what it is compared with."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def rss_mb(pid: int) -> float:

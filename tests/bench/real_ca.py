@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from ca.core.profile import SelfCheck
 from tests.fakes import ca_tokens
 
 
@@ -45,7 +46,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def real_ca(directory: Path) -> Iterator[RealCa]:
+def real_ca(directory: Path, *, self_check: SelfCheck = SelfCheck.ALWAYS) -> Iterator[RealCa]:
     """`python -m ca serve` on free loopback ports, until the block ends."""
     (directory / "jwks.json").write_bytes(ca_tokens.jwks())
     grpc_port, http_port, plain_port = free_port(), free_port(), free_port()
@@ -58,6 +59,7 @@ def real_ca(directory: Path) -> Iterator[RealCa]:
         },
         "token": {"issuer": ca_tokens.ISSUER, "audiences": [ca_tokens.AUDIENCE], "jwks_file": "jwks.json"},
         "serving": {"names": ["localhost", "127.0.0.1"]},
+        "issue": {"self_check": str(self_check)},
         "limits": {"threads": 32, "caller_rate": 1e6, "caller_burst": 100000, "caller_in_flight": 24},
     }
     path = directory / "ca.yaml"

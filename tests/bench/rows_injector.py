@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import http.client
 import json
 import logging
@@ -25,7 +24,7 @@ from injector.events import EventSink
 from injector.metrics import WebhookMetrics
 from injector.namespaces import Namespace
 from mesh.obs import logs
-from tests.bench.measure import ROUNDS, Row, at_least, at_most, cpu_seconds, interleaved, rate, rss_mb
+from tests.bench.measure import ROUNDS, Row, at_least, at_most, cpu_seconds, interleaved, pinned, rate, rss_mb
 from tests.fakes import injector_reviews as reviews
 from tests.fakes.injector_running import Webhook, running, shop
 from tests.fakes.kube_api import FakeKube
@@ -180,21 +179,6 @@ def _latency(name: str, seconds: list[float], goal: float) -> Row:
     # Of several runs the best: the machine is shared, and what is asked is what the process can do.
     value = min(seconds)
     return Row(name, value * 1e3, "ms", goal * 1e3, value / goal, "<= 1", value <= goal)
-
-
-@contextlib.contextmanager
-def pinned(pid: int, core: int) -> Iterator[None]:
-    """All threads of a process on one core; ours on the others, where there are any."""
-    before = os.sched_getaffinity(0)
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
-            os.sched_setaffinity(int(task.name), {core})
-    others = before - {core}
-    os.sched_setaffinity(0, others or before)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _load(webhook: Webhook, body: bytes, seconds: float) -> tuple[float, float]:
