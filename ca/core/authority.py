@@ -138,9 +138,10 @@ class IssuedSvid(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """The validity of all leaves that are asked for in one second, with one lifetime."""
+    """The validity of all leaves of one lifetime that are asked for from `start` to before `end`."""
 
-    second: dt.datetime
+    start: dt.datetime
+    end: dt.datetime
     lifetime: dt.timedelta
     not_before: dt.datetime
     not_after: dt.datetime
@@ -220,13 +221,9 @@ class Authority:
                 private="CSR holds a public key of the authority itself",
             )
         lifetime = self.profile.lifetime(requested_seconds)
-        # Whole seconds, rounded down at both ends: never valid for longer than was granted.
-        second = (now if now.tzinfo is dt.UTC else now.astimezone(dt.UTC)).replace(microsecond=0)
         window = self._window
-        if window is None or window.second != second or window.lifetime != lifetime:
-            self._check_issuer(second)
-            not_after = min(second + lifetime, issuer.not_after)
-            window = self._window = _Window(second, lifetime, second - self.profile.backdate, not_after)
+        if window is None or not window.start <= now < window.end or window.lifetime != lifetime:
+            window = self._window = self._open_window(lifetime, now)
         return self._prepare(key, shape, window.not_before, window.not_after)
 
     def sign(self, prepared: PreparedCert) -> IssuedSvid:
@@ -280,6 +277,14 @@ class Authority:
         spec = lint.LeafSpec(shape.identity, key, serial, not_before, not_after)
         self._linter.check_tbs(tbs, spec, shape)
         return PreparedCert(tbs, spec, self.issuer, [None])
+
+    def _open_window(self, lifetime: dt.timedelta, now: dt.datetime) -> _Window:
+        """Whole seconds, rounded down at both ends: never valid for longer than was granted."""
+        start = now.astimezone(dt.UTC).replace(microsecond=0)
+        self._check_issuer(start)
+        not_after = min(start + lifetime, self.issuer.not_after)
+        end = start + dt.timedelta(seconds=1)
+        return _Window(start, end, lifetime, start - self.profile.backdate, not_after)
 
     def _make_shape(self, identity: SpiffeId, kind: KeyKind, dns: tuple[str, ...] = ()) -> Shape:
         """Check an identity (X-16) and encode what its leaves share; cached."""
