@@ -4,7 +4,7 @@ Three large libraries touch most of their pages when they are loaded, and many a
 They stay mapped although nothing uses them, so the agent seems twice as large as what it works with, and the
 kernel, which sees them mapped, takes other pages first. Unmapped, they are plain page cache, shared by all
 agents of that file and taken when memory is short; what is needed after all comes back by a few hundred minor
-faults (docs/adr/0011).
+faults (docs/adr/0012).
 
 Only mappings of files that cannot be written and hold no page of the process's own are let go (madvise(2),
 MADV_DONTNEED: later accesses find the contents of the file). A page that was relocated and then protected is
