@@ -64,10 +64,7 @@ def read_claims(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> C
     Raises:
         AuthnError: with the claim that is wrong.
     """
-    if claims.get("iss") != policy.issuer:
-        raise AuthnError(AuthnCode.TOKEN_ISSUER, f"iss is {_show(claims.get('iss'))}, not {policy.issuer!r}")
-    _check_audience(claims.get("aud"), policy)
-    expires = _check_times(claims, policy, now)
+    expires = check_registered(claims, policy, now)
     if not isinstance(claims.get("jti", ""), str):
         raise AuthnError(AuthnCode.TOKEN_CLAIMS, f"jti is {_show(claims['jti'])}, not text")
     namespace, name = _subject(claims.get("sub"))
@@ -98,6 +95,18 @@ def read_claims(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> C
         _text(pod, "pod", "uid", required=required),
         _text(_object(bound, "node"), "node", "name", required=False),
     )
+
+
+def check_registered(claims: Mapping[str, Any], policy: TokenPolicy, now: float) -> float:
+    """Issuer, audience and times (RFC 7519 4.1.1, 4.1.3 to 4.1.6); returns `exp`.
+
+    Raises:
+        AuthnError: with the claim that is wrong.
+    """
+    if claims.get("iss") != policy.issuer:
+        raise AuthnError(AuthnCode.TOKEN_ISSUER, f"iss is {_show(claims.get('iss'))}, not {policy.issuer!r}")
+    _check_audience(claims.get("aud"), policy)
+    return _check_times(claims, policy, now)
 
 
 @lru_cache(maxsize=4096)
