@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final
@@ -180,19 +180,18 @@ async def send(context: Context, message: bytes) -> None:
         raise ClientGoneError from error
 
 
-async def run_discovery(
+def run_discovery(
     streams: Streams,
     context: Context,
     session: SotwSession | DeltaSession,
     service: Service,
-) -> None:
+) -> Coroutine[Any, Any, None]:
     """Serve one discovery stream until the client leaves or the socket stops.
 
     Requests are read only when the answers to the last one are written: a client that does not read
     cannot make us queue. Snapshots that pass while a write waits are skipped; the newest counts.
     """
-    async with streams.call(service.value, context):
-        await _Discovery(streams.watch, context, session).run()
+    return _Discovery(streams.watch, context, session).run(streams.call(service.value, context))
 
 
 class _Discovery:
@@ -213,37 +212,35 @@ class _Discovery:
         self._pusher: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
 
-    async def run(self) -> None:
-        """Until the client leaves.
+    async def run(self, call: Call) -> None:
+        """Until the client leaves. One coroutine for all of it: each one more is kept for each open stream.
 
         Raises:
             CacheClosed: the socket stops.
             MeshError: the client's request is refused.
             ClientGoneError: the client left during a write.
         """
-        if self._watch.closed:
-            raise CacheClosed
-        self._reader = asyncio.current_task()
-        self._watch.attach(self._wake)
-        try:
-            self._wake()  # what was published since the session was made must not be missed
-            await self._read()
-        except asyncio.CancelledError:
-            # Either the client left, or the pusher has failed.
-            if self._failure is None or (self._reader is not None and self._reader.uncancel()):
-                raise
-            raise self._failure from None
-        finally:
-            self._watch.detach(self._wake)
-            if self._pusher is not None:
-                self._pusher.cancel()
-
-    async def _read(self) -> None:
-        on_request: Callable[[Any], list[Response]] = self._session.on_request
-        while (request := await self._context.read()) is not grpc.aio.EOF:
-            async with self._turn:
-                for response in on_request(request):
-                    await send(self._context, response.encode())
+        async with call:
+            if self._watch.closed:
+                raise CacheClosed
+            self._reader = asyncio.current_task()
+            self._watch.attach(self._wake)
+            on_request: Callable[[Any], list[Response]] = self._session.on_request
+            try:
+                self._wake()  # what was published since the session was made must not be missed
+                while (request := await self._context.read()) is not grpc.aio.EOF:
+                    async with self._turn:
+                        for response in on_request(request):
+                            await send(self._context, response.encode())
+            except asyncio.CancelledError:
+                # Either the client left, or the pusher has failed.
+                if self._failure is None or (self._reader is not None and self._reader.uncancel()):
+                    raise
+                raise self._failure from None
+            finally:
+                self._watch.detach(self._wake)
+                if self._pusher is not None:
+                    self._pusher.cancel()
 
     def _wake(self) -> None:
         if self._watch.closed:
