@@ -1,12 +1,11 @@
-"""One admission: review in, answer out. No transport, no clock of its own.
+"""One admission of a pod: review in, answer out. No transport, no clock of its own.
 
-The steps: parse, find the namespace, `injector.core.inject`, answer, tell (metrics, Event, log). Either
+The steps: read, find the namespace, `injector.core.inject`, answer, tell (metrics, Event, log). Either
 all of an answer is made or none: an exception on the way is a failed call, never half a patch.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +18,8 @@ from injector.core.settings import Cluster, InjectorSettings
 from injector.events import EventSink
 from injector.metrics import WebhookMetrics
 from injector.namespaces import Namespace
-from injector.review import Answer, Review, ReviewCode, ReviewError
+from injector.review import Answer, Request, Review, ReviewCode, ReviewError
+from injector.reviewer import Counts, Reviewer
 from mesh.errors import Category
 from mesh.kube.api import KubeError
 from mesh.obs.logs import logger
@@ -38,8 +38,8 @@ class NamespaceSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
-    """Answers reviews.
+class Admission(Reviewer):
+    """Answers reviews of pods.
 
     Attributes:
         settings: those in force now.
@@ -52,45 +52,21 @@ class Admission:
     events: EventSink
     metrics: WebhookMetrics
 
-    def answer(self, body: bytes, *, started: float, deadline: float | None = None) -> Answer:
-        """Answer one review.
+    @property
+    def counts(self) -> Counts:
+        """Where answers are counted."""
+        return Counts(self.metrics.admissions, self.metrics.duration, self.metrics.dry_runs)
 
-        Args:
-            body: of the request.
-            started: monotonic time at which the request reached the process.
-            deadline: monotonic time at which nobody waits for the answer any more.
-
-        Raises:
-            ReviewError: with the status to answer with.
-        """
-        found = review.parse(body)
-        if deadline is not None and time.monotonic() >= deadline:
-            raise ReviewError(
-                ReviewCode.LATE,
-                503,
-                "the time-out of the API server is over before the work began",
-                category=Category.UNAVAILABLE,
-            )
-        if found.dry_run:
-            self.metrics.dry_runs.inc()
-        answer = review.settle(found)
+    def decide(self, found: Request) -> Answer:
+        """The answer about a pod."""
+        about = review.of_pod(found)
+        answer = review.settle(about)
         if answer is None:
-            answer = self._answer(found)
-            _report(found, answer)
-        self._count(answer, started)
-        return answer
-
-    def refused(self, error: ReviewError, started: float) -> None:
-        """Count a request that got no review."""
-        self.metrics.admissions.labels(outcome="failed", reason=str(error.code)).inc()
-        self.metrics.duration.observe(time.monotonic() - started)
-        _log.warning("no review", code=str(error.code), status=error.status, detail=error.private)
-
-    def _count(self, answer: Answer, started: float) -> None:
-        self.metrics.admissions.labels(outcome=answer.outcome, reason=answer.reason).inc()
-        self.metrics.duration.observe(time.monotonic() - started)
+            answer = self._answer(about)
+            _report(about, answer)
         if answer.patch_bytes:
             self.metrics.patch.observe(answer.patch_bytes)
+        return answer
 
     def _answer(self, found: Review) -> Answer:
         try:

@@ -1,4 +1,4 @@
-"""The webhook's HTTP: `POST /inject/v1`, `/livez` and `/readyz`, in Flask."""
+"""The webhooks' HTTP: `POST /inject/v1` and `/validate`, `/livez` and `/readyz`, in Flask."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from flask import Flask, Response, request
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped] # gunicorn has no types
 
 from injector import review
-from injector.admission import Admission
 from injector.review import MAX_BODY, ReviewCode, ReviewError
+from injector.reviewer import Reviewer
 from mesh.errors import Category
 from mesh.obs.health import Health, Report
 from mesh.obs.logs import logger
 
 PATH: Final = "/inject/v1"
+VALIDATE_PATH: Final = "/validate"
 MAX_TIMEOUT: Final = 30.0  # seconds; what the API server allows in timeoutSeconds
 _TEXT: Final = "text/plain; charset=utf-8"
 _STEP: Final = 1 << 20
@@ -27,10 +28,12 @@ _METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _log = logger(__name__)
 
 
-def create_app(admission: Admission, health: Health, *, margin: float) -> Flask:
+def create_app(admission: Reviewer, policies: Reviewer, health: Health, *, margin: float) -> Flask:
     """The application.
 
     Args:
+        admission: answers about pods.
+        policies: answers about policies.
         margin: seconds of the API server's time-out that are left for the way back.
     """
     app = Flask("injector", static_folder=None)
@@ -43,27 +46,17 @@ def create_app(admission: Admission, health: Health, *, margin: float) -> Flask:
     get("/livez", lambda: _report(health.live()))
     get("/readyz", lambda: _report(health.ready()))
 
-    def inject() -> Response:
-        started = _received()
-        try:
-            body = _body()
-            answer = admission.answer(body, started=started, deadline=_deadline(started, margin))
-        except ReviewError as error:
-            admission.refused(error, started)
-            return _refusal(error)
-        except Exception:  # noqa: BLE001 - whatever it is: a status, and never half a patch
-            _log.exception("an admission failed")
-            failure = ReviewError(
-                ReviewCode.INTERNAL,
-                500,
-                "an internal error; the log of the injector says more",
-                category=Category.INTERNAL,
-            )
-            admission.refused(failure, started)
-            return _refusal(failure)
-        return Response(answer.body, content_type=review.MEDIA_TYPE)
+    def post(path: str, reviewer: Reviewer) -> None:
+        app.add_url_rule(
+            path,
+            view_func=lambda: _answer(reviewer, margin),
+            endpoint=path,
+            methods=_METHODS,
+            provide_automatic_options=False,
+        )
 
-    app.add_url_rule(PATH, view_func=inject, methods=_METHODS, provide_automatic_options=False)
+    post(PATH, admission)
+    post(VALIDATE_PATH, policies)
 
     @app.after_request
     def harden(response: Response) -> Response:
@@ -72,6 +65,27 @@ def create_app(admission: Admission, health: Health, *, margin: float) -> Flask:
         return response
 
     return app
+
+
+def _answer(reviewer: Reviewer, margin: float) -> Response:
+    started = _received()
+    try:
+        body = _body()
+        answer = reviewer.answer(body, started=started, deadline=_deadline(started, margin))
+    except ReviewError as error:
+        reviewer.refused(error, started)
+        return _refusal(error)
+    except Exception:  # noqa: BLE001 - whatever it is: a status, and never half an answer
+        _log.exception("an admission failed")
+        failure = ReviewError(
+            ReviewCode.INTERNAL,
+            500,
+            "an internal error; the log of the injector says more",
+            category=Category.INTERNAL,
+        )
+        reviewer.refused(failure, started)
+        return _refusal(failure)
+    return Response(answer.body, content_type=review.MEDIA_TYPE)
 
 
 def _report(report: Report) -> Response:

@@ -27,6 +27,16 @@ class WebhookMetrics(MetricSet):
     )
     patch = histogram("gatehouse_injector_patch_bytes", "Size of patches before base64.", buckets=_BYTES)
     dry_runs = counter("gatehouse_injector_dry_runs_total", "Requests that were dry runs.")
+    policies = counter(
+        "gatehouse_injector_policy_admissions_total",
+        "Requests about policies by what became of them; `failed` means that failurePolicy was applied.",
+        labels=("outcome", "reason"),
+    )
+    policy_duration = histogram(
+        "gatehouse_injector_policy_admission_duration_seconds",
+        "Time from the arrival of a request about a policy at the process to its answer.",
+        buckets=_SECONDS,
+    )
     config_generation = gauge(
         "gatehouse_injector_config_generations", "Configurations taken over since the start.", across="max"
     )

@@ -37,9 +37,11 @@ _UNPROCESSABLE: Final = frozenset(
     {Reason.INVALID_OPTION, Reason.INVALID_INJECT_VALUE, Reason.UID_CLASH, Reason.GID_CLASH}
 )
 
+_REASONS: Final = {400: "BadRequest", 403: "Forbidden", 422: "Invalid"}
+
 
 class ReviewCode(Code):
-    """Why a request got no review; `bad_pod` is a denial, all others a status."""
+    """Why a request got no review; `bad_pod` and `bad_policy` are denials, all others a status."""
 
     METHOD = "review_method"
     MEDIA_TYPE = "review_media_type"
@@ -53,6 +55,7 @@ class ReviewCode(Code):
     REQUEST = "review_request"
     UID = "review_uid"
     BAD_POD = "review_bad_pod"
+    BAD_POLICY = "review_bad_policy"
     LATE = "review_late"
     NOT_READY = "review_not_ready"
     INTERNAL = "review_internal"
@@ -79,8 +82,23 @@ class ReviewError(MeshError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A request that can be answered, whatever it is about.
+
+    Attributes:
+        namespace: of the request; empty for objects of the cluster.
+        raw: the request as it came; `kind` is an object and `operation` a text.
+    """
+
+    uid: str
+    namespace: str
+    dry_run: bool
+    raw: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
-    """A request that is one.
+    """A request about a pod.
 
     Attributes:
         namespace: of the request; the pod's own is empty when a controller creates it.
@@ -130,8 +148,8 @@ def too_large() -> ReviewError:
     return ReviewError(ReviewCode.TOO_LARGE, 413, f"the body is over the limit of {MAX_BODY} bytes")
 
 
-def parse(body: bytes) -> Review:
-    """Read a review.
+def read_request(body: bytes) -> Request:
+    """Read a review, of any kind of object.
 
     Raises:
         ReviewError: 400; it is not an AdmissionReview of version v1 that can be answered.
@@ -158,20 +176,26 @@ def parse(body: bytes) -> Review:
     uid = request.get("uid")
     if not isinstance(uid, str) or not 0 < len(uid) <= _MAX_UID:
         raise ReviewError(ReviewCode.UID, 400, "request.uid is missing, or not a short text")
-    return _review(uid, request)
-
-
-def _review(uid: str, request: Mapping[str, Any]) -> Review:
     kind, namespace = request.get("kind"), request.get("namespace", "")
     if not isinstance(kind, dict) or not isinstance(request.get("operation"), str):
         raise ReviewError(ReviewCode.REQUEST, 400, "request.kind or request.operation is missing")
     if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
         raise ReviewError(ReviewCode.REQUEST, 400, "request.namespace is not the name of a namespace")
-    dry_run = request.get("dryRun") is True
-    settled = applicable(request)
+    return Request(uid=uid, namespace=namespace, dry_run=request.get("dryRun") is True, raw=request)
+
+
+def parse(body: bytes) -> Review:
+    """Read a review of a pod; see `read_request`."""
+    return of_pod(read_request(body))
+
+
+def of_pod(request: Request) -> Review:
+    """What a request says about a pod."""
+    uid, namespace, dry_run = request.uid, request.namespace, request.dry_run
+    settled = applicable(request.raw)
     if settled is not None:
         return Review(uid=uid, namespace=namespace, dry_run=dry_run, pod={}, settled=settled)
-    pod: Any = request.get("object")
+    pod: Any = request.raw.get("object")
     fault = "" if isinstance(pod, dict) else "object: expected a pod"
     if not namespace and not fault:
         fault = "request.namespace is empty: a pod lives in a namespace"
@@ -202,12 +226,12 @@ def answer(review: Review, result: Result) -> Answer:
     if warnings:
         response["warnings"] = warnings
     if result.audit:
-        response["auditAnnotations"] = {
-            key: _printable(text)[:MAX_AUDIT] for key, text in result.audit.items()
-        }
+        response["auditAnnotations"] = audit(result.audit)
     patch = b""
     if decision.outcome is Outcome.DENY:
-        response["status"] = _status(decision, result.problems)
+        wrong = decision.reason in _UNPROCESSABLE
+        head = f"{decision.reason}: {decision.message}"
+        response["status"] = denial(422 if wrong else 403, (head, *(f"- {p}" for p in result.problems)))
     elif result.patch:
         patch = orjson.dumps(result.patch)
         response |= {"patchType": "JSONPatch", "patch": base64.b64encode(patch).decode("ascii")}
@@ -215,7 +239,7 @@ def answer(review: Review, result: Result) -> Answer:
     if decision.outcome is Outcome.INJECT and not patch:
         outcome = "unchanged"
     return Answer(
-        body=_envelope(response), outcome=outcome, reason=str(decision.reason), patch_bytes=len(patch)
+        body=envelope(response), outcome=outcome, reason=str(decision.reason), patch_bytes=len(patch)
     )
 
 
@@ -231,21 +255,33 @@ def settle(review: Review) -> Answer | None:
 
 def bad_pod(review: Review, fault: str) -> Answer:
     """The denial of something that is no pod. API servers decode pods before they call: none of theirs."""
-    message = _printable(f"not a pod: {fault}")[:MAX_AUDIT]
-    status = {"code": 400, "reason": "BadRequest", "message": message}
-    audit = {"reason": str(ReviewCode.BAD_POD), "message": message}
-    response = {"uid": review.uid, "allowed": False, "status": status, "auditAnnotations": audit}
-    return Answer(body=_envelope(response), outcome="denied", reason=str(ReviewCode.BAD_POD))
+    return bad_object(review.uid, ReviewCode.BAD_POD, f"not a pod: {fault}")
 
 
-def _envelope(response: Mapping[str, Any]) -> bytes:
+def bad_object(uid: str, code: ReviewCode, fault: str) -> Answer:
+    """The denial of an object that is not what the request says."""
+    message = _printable(fault)[:MAX_AUDIT]
+    response = {
+        "uid": uid,
+        "allowed": False,
+        "status": denial(400, (message,)),
+        "auditAnnotations": {"reason": str(code), "message": message},
+    }
+    return Answer(body=envelope(response), outcome="denied", reason=str(code))
+
+
+def envelope(response: Mapping[str, Any]) -> bytes:
+    """The review that carries a response."""
     return orjson.dumps({"apiVersion": API_VERSION, "kind": KIND, "response": response})
 
 
-def _status(decision: Decision, problems: Sequence[str]) -> Mapping[str, Any]:
+def audit(texts: Mapping[str, str]) -> dict[str, str]:
+    """Audit annotations that the API server keeps as they are."""
+    return {key: _printable(text)[:MAX_AUDIT] for key, text in texts.items()}
+
+
+def denial(status: int, lines: Sequence[str]) -> Mapping[str, Any]:
     """A metav1.Status: the client sees its message, one line for each problem."""
-    wrong = decision.reason in _UNPROCESSABLE
-    lines = [f"{decision.reason}: {decision.message}", *(f"- {problem}" for problem in problems)]
     message, left = "", MAX_MESSAGE
     for number, line in enumerate(lines):
         text = _printable(line)[:1000]
@@ -254,11 +290,7 @@ def _status(decision: Decision, problems: Sequence[str]) -> Mapping[str, Any]:
             message += f"\n- and {len(lines) - number} more"
             break
         message += ("\n" if message else "") + text
-    return {
-        "code": 422 if wrong else 403,
-        "reason": "Invalid" if wrong else "Forbidden",
-        "message": message,
-    }
+    return {"code": status, "reason": _REASONS[status], "message": message}
 
 
 def _warnings(result: Result) -> Iterable[str]:
@@ -268,8 +300,12 @@ def _warnings(result: Result) -> Iterable[str]:
     yield from result.warnings
 
 
-def bounded_warnings(texts: Iterable[str]) -> list[str]:
-    """Warnings that arrive whole: long ones on several lines, in total what the API server passes on."""
+def bounded_warnings(texts: Iterable[str], elsewhere: str = "`meshctl explain inject`") -> list[str]:
+    """Warnings that arrive whole: long ones on several lines, in total what the API server passes on.
+
+    Args:
+        elsewhere: where those are found that do not fit, beside the audit log.
+    """
     kept: list[str] = []
     left = MAX_WARNINGS - MAX_WARNING
     dropped = 0
@@ -281,7 +317,7 @@ def bounded_warnings(texts: Iterable[str]) -> list[str]:
         left -= sum(map(len, lines))
         kept += lines
     if dropped:
-        kept.append(f"{dropped} more warnings; they are in the audit log and in `meshctl explain inject`")
+        kept.append(f"{dropped} more warnings; they are in the audit log and in {elsewhere}")
     return kept
 
 

@@ -32,6 +32,7 @@ from injector.metrics import WebhookMetrics
 from injector.namespaces import LOOKUP_TIMEOUT, NAMESPACES, Namespaces
 from injector.node_versions import PublishedNodes
 from injector.plain import Page, PageServer, health_pages
+from injector.policy_admission import PolicyAdmission
 from injector.serving import Serving
 from mesh.errors import MeshError
 from mesh.kube import access
@@ -179,7 +180,12 @@ class Runtime:
             events=self.events,
             metrics=self.metrics,
         )
-        self.app = create_app(self.admission, self.health, margin=limits.margin.total_seconds())
+        self.app = create_app(
+            self.admission,
+            PolicyAdmission(self.metrics),
+            self.health,
+            margin=limits.margin.total_seconds(),
+        )
 
     def start(self, port: int) -> None:
         """Start the threads of this worker.
