@@ -251,6 +251,9 @@ class UpkeepConfig:
     )
     jwks: JwksConfig = setting("Key sets of token issuers.", default_factory=JwksConfig)
     nodes: NodesConfig = setting("Versions of kubelets.", default_factory=NodesConfig)
+    policy_status: bool = setting(
+        "Write the condition Accepted into the status of every policy.", default=True
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +278,7 @@ class InjectorConfig:
         "Directory in memory where several workers add their metrics up.",
         default=Path("/dev/shm/gatehouse-injector-metrics"),  # noqa: S108 - made with mode 0700, checked
     )
-    events: bool = setting("Write Events about what was done with pods.", default=True)
+    events: bool = setting("Write Events about what was done with pods, and about policies.", default=True)
     kubeconfig: Path | None = setting("Only outside of a cluster.", default=None)
     injection: InjectionConfig = setting("What goes into pods.", default_factory=InjectionConfig)
     certificate: CertificateConfig = setting(

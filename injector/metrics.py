@@ -101,3 +101,10 @@ class UpkeepMetrics(MetricSet):
     jwks_stale = gauge(
         "gatehouse_injector_jwks_stale_sets", "Addresses whose last fetch failed; the last good set is kept."
     )
+    policy_writes = counter(
+        "gatehouse_injector_policy_conditions_total", "Conditions written on policies.", labels=("result",)
+    )
+    refused_policies = gauge(
+        "gatehouse_injector_refused_policies",
+        "Policies in the cluster that are not in force because of their errors; of the leader.",
+    )

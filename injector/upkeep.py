@@ -36,7 +36,7 @@ from injector.lease import Election
 from injector.metrics import UpkeepMetrics
 from injector.node_versions import NODES, NodesUpkeep
 from injector.plain import Context, Page, PageServer, health_pages
-from injector.policy_events import PolicyEvents, Remark, read_remark
+from injector.policy_upkeep import PolicyUpkeep
 from injector.published import PublishedText
 from injector.serving import Serving
 from mesh.errors import MeshError
@@ -48,7 +48,7 @@ from mesh.kube.store import Store
 from mesh.obs.health import Health
 from mesh.obs.logs import logger
 from mesh.obs.metrics import exposition
-from mesh.policy.model import API_VERSIONS, GROUP, KINDS, RequestAuthentication
+from mesh.policy.model import API_VERSIONS, RequestAuthentication
 from mesh.policy.parse import parse_policy
 
 USER_AGENT: Final = "gatehouse-upkeep"
@@ -71,6 +71,7 @@ class Process:
     ) -> None:
         self.stop = threading.Event()
         self.wake = threading.Event()
+        self._wakes = [self.wake]
         self.health = Health(*checks)
         self.registry = CollectorRegistry()
         self.metrics = UpkeepMetrics(self.registry)
@@ -87,10 +88,19 @@ class Process:
         """Of the servers of pages, the plain one first."""
         return tuple(server.port for server in self._servers)
 
+    def also_wakes(self, event: threading.Event) -> None:
+        """Set this event whenever all loops are to look."""
+        self._wakes.append(event)
+
+    def rouse(self) -> None:
+        """Have all loops look now."""
+        for event in self._wakes:
+            event.set()
+
     def end(self) -> None:
         """Ask everything to end."""
         self.stop.set()
-        self.wake.set()
+        self.rouse()
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
@@ -215,8 +225,8 @@ def keep_up(process: Process, config: InjectorConfig) -> None:
     bundle, watches = _bundle(process, config, api), _watch_bundle(process, config, api)
     jwks, more = _jwks(process, config, api)
     nodes, nodes_watches = _nodes(process, config, api)
-    policies, policy_watches = _policies(process, config, api)
-    watches += more + nodes_watches + policy_watches
+    policies = _policies(process, config)
+    watches += more + nodes_watches
     for watch in watches:
         watch.start()
     elector = threading.Thread(target=_elect, args=(process, election), name="election", daemon=True)
@@ -228,15 +238,21 @@ def keep_up(process: Process, config: InjectorConfig) -> None:
             name="certificate",
             daemon=True,
         ).start()
+    interval = config.upkeep.interval.total_seconds()
+    teller = threading.Thread(
+        target=_tell_policies, args=(process, interval, election, policies), name="policies", daemon=True
+    )
     try:
-        parts = _Parts(bundle, jwks, nodes, policies)
         if policies is not None:
             policies.start()
-        _lead(process, config.upkeep.interval.total_seconds(), election, parts)
+            teller.start()
+        _lead(process, interval, election, _Parts(bundle, jwks, nodes))
     finally:
         process.end()
         if policies is not None:
             policies.stop()
+        if teller.is_alive():
+            teller.join(5)
         for watch in watches:
             watch.stop()
         elector.join(5)
@@ -250,7 +266,6 @@ class _Parts:
     bundle: BundleUpkeep
     jwks: JwksUpkeep | None
     nodes: NodesUpkeep | None
-    policies: PolicyEvents | None
 
 
 def _elect(process: Process, election: Election) -> None:
@@ -259,7 +274,7 @@ def _elect(process: Process, election: Election) -> None:
         election.step()
         process.metrics.leader.set(election.leading)
         if election.leading and not was:
-            process.wake.set()
+            process.rouse()
         process.stop.wait(election.pause)
 
 
@@ -284,8 +299,6 @@ def _lead(
                 process.metrics.jwks_stale.set(jwks.stale)
             if nodes is not None:
                 good &= process.attempt("nodes", lambda: nodes.step(_leading(election)))
-            if parts.policies is not None:
-                parts.policies.step()
         elif led:
             for name in ("ca_bundle", "jwks", "nodes"):
                 process.health.forget(name)
@@ -297,6 +310,28 @@ def _lead(
             # Changes come in bursts: one look for all of them.
             process.stop.wait(_DEBOUNCE_SECONDS)
             process.wake.clear()
+
+
+def _tell_policies(process: Process, interval: float, election: Election, policies: PolicyUpkeep) -> None:
+    failures, led = 0, False
+    while not process.stop.is_set():
+        pause = interval
+        if election.leading:
+            good = process.attempt("policies", lambda: policies.step(_leading(election)))
+            failures = 0 if good else failures + 1
+            pause = (
+                min(interval, policies.rest)
+                if good
+                else min(_MAX_PAUSE, _MIN_PAUSE * 2.0 ** min(failures, 10))
+            )
+        elif led:
+            process.health.forget("policies")
+            process.metrics.refused_policies.set(0)
+        led = election.leading
+        policies.wake.wait(pause)
+        if not process.stop.is_set() and policies.wake.is_set():
+            process.stop.wait(_DEBOUNCE_SECONDS)
+            policies.wake.clear()
 
 
 def _leading(election: Election) -> Callable[[], bool]:
@@ -368,7 +403,7 @@ def _jwks(
     reflector: Reflector[Any] = Reflector(
         api,
         Collection(
-            path=f"/apis/{GROUP}/{API_VERSIONS[0].rpartition('/')[2]}/requestauthentications",
+            path=f"/apis/{API_VERSIONS[0]}/requestauthentications",
             name="requestauthentications",
             optional=True,
         ),
@@ -407,26 +442,18 @@ def _nodes(
     return NodesUpkeep(published, lambda: store.values() if store.synced else None), [watch]
 
 
-def _policies(
-    process: Process, config: InjectorConfig, api: KubeApi
-) -> tuple[PolicyEvents | None, list[Reflector[Any]]]:
-    if not config.events:
-        return None, []
-    stores: list[Store[Remark]] = []
-    watches: list[Reflector[Any]] = []
-    for kind in KINDS:
-        store: Store[Remark] = Store()
-        store.subscribe(lambda _: process.wake.set())
-        plural = f"{kind.lower()[:-1]}ies" if kind.endswith("y") else f"{kind.lower()}s"
-        collection = Collection(
-            path=f"/apis/{GROUP}/{API_VERSIONS[0].rpartition('/')[2]}/{plural}",
-            name=f"{plural}_remarks",
-            optional=True,
-        )
-        watches.append(Reflector(api, collection, read_remark(kind), store, monotonic=time.monotonic))
-        stores.append(store)
-    sink = EventSink(KubeClient(access.find(config.kubeconfig), user_agent=USER_AGENT))
-    return PolicyEvents(sink, lambda: [remark for store in stores for remark in store.values()]), watches
+def _policies(process: Process, config: InjectorConfig) -> PolicyUpkeep | None:
+    if not (config.events or config.upkeep.policy_status):
+        return None
+    found = access.find(config.kubeconfig)
+    upkeep = PolicyUpkeep(
+        KubeClient(found, user_agent=USER_AGENT),
+        events=EventSink(KubeClient(found, user_agent=USER_AGENT)) if config.events else None,
+        status=config.upkeep.policy_status,
+        metrics=process.metrics,
+    )
+    process.also_wakes(upkeep.wake)
+    return upkeep
 
 
 def addresses_of(item: Mapping[str, Any]) -> tuple[str, ...] | None:

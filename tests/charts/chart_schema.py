@@ -45,7 +45,7 @@ OWN: dict[str, frozenset[str]] = {
             "certificate.ca_address", "certificate.token_file", "certificate.root_file", "certificate.listen",
             "certificate.metrics", "upkeep.service", "upkeep.lease", "upkeep.webhook_selector",
             "upkeep.roots_config_map", "upkeep.jwks.config_map", "upkeep.jwks.ca_file",
-            "upkeep.nodes.config_map",
+            "upkeep.nodes.config_map", "upkeep.policy_status",
         }
     ),
     "nodeagent": frozenset(
@@ -111,7 +111,10 @@ def values_schema() -> Json:
                 "ca": _ca(),
                 "injector": _injector(),
                 "upkeep": _map(
-                    {**_component(), **_spread(), "replicas": _count(), "issuerRoots": _TEXT}
+                    {
+                        **_component(), **_spread(), "replicas": _count(), "policyStatus": _FLAG,
+                        "issuerRoots": _TEXT,
+                    }
                 ),
                 "nodeagent": _nodeagent(),
             }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from injector.core.policies import CONDITION
 from mesh.policy.codes import PolicyCode
 from mesh.policy.model import API_VERSIONS, KINDS
 from mesh.policy.parse import parse_policy
@@ -118,6 +119,16 @@ def test_versions_and_names(kind: str) -> None:
     first, second = (version["schema"] for version in spec["versions"])
     assert first == second
     assert all(version["subresources"] == {"status": {}} for version in spec["versions"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_condition_that_upkeep_writes_has_a_column(kind: str) -> None:
+    for version in _definitions(render())[kind]["spec"]["versions"]:
+        columns = {column["name"]: column["jsonPath"] for column in version["additionalPrinterColumns"]}
+        assert columns["Accepted"] == f'.status.conditions[?(@.type=="{CONDITION}")].status'
+        status = version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+        fields = {"type", "status", "reason", "message", "observedGeneration", "lastTransitionTime"}
+        assert set(status["conditions"]["items"]["properties"]) == fields
 
 
 def test_definitions_may_be_left_to_istio_or_kept() -> None:

@@ -184,9 +184,13 @@ def test_secrets_are_the_authoritys_alone_and_by_name(chart: Rendered) -> None:
 
 
 def test_writes_are_by_name_or_pure_creation(chart: Rendered) -> None:
+    """But for the status of policies, which users name: patched by one process, which cannot touch more."""
     for name, kind, rule in _rules(chart):
         writes = WRITE & set(rule["verbs"])
-        if writes:
+        if all(resource.endswith("/status") for resource in rule.get("resources", [""])):
+            assert (name, rule["apiGroups"], rule["verbs"]) == ("upkeep", ["security.istio.io"], ["patch"])
+            assert len(rule["resources"]) == 3
+        elif writes:
             assert writes == {"create"} or rule.get("resourceNames"), f"{kind} {name}: {rule}"
 
 
@@ -206,6 +210,23 @@ def test_the_webhook_and_the_agent_cannot_change_anything(chart: Rendered) -> No
 
 def test_without_events_the_webhook_cannot_write_at_all() -> None:
     assert _writers(render(values={"injector": {"events": False}}))["injector"] == set()
+
+
+@pytest.mark.parametrize("events", [True, False])
+@pytest.mark.parametrize("status", [True, False])
+def test_upkeep_sees_policies_only_for_what_it_tells_about_them(events: bool, status: bool) -> None:
+    chart = render(values={"injector": {"events": events}, "upkeep": {"policyStatus": status}})
+    rights = {
+        (resource, verb)
+        for name, _, rule in _rules(chart)
+        if name == "upkeep"
+        for resource in rule.get("resources", ())
+        for verb in rule["verbs"]
+    }
+    assert (("authorizationpolicies", "watch") in rights) == (events or status)
+    assert (("authorizationpolicies/status", "patch") in rights) == status
+    assert (("events", "create") in rights) == events
+    assert ("requestauthentications", "watch") in rights
 
 
 def test_token_reviews_are_granted_only_when_used() -> None:

@@ -37,6 +37,7 @@ VALUES: dict[str, dict[str, Any]] = {
                 },
             },
         },
+        "upkeep": {"policyStatus": False},
         "nodeagent": {"config": {"rotation": {"lifetime": "6h"}}},
     },
 }
@@ -96,12 +97,14 @@ def test_injector_reads_its_settings(chart: tuple[str, Rendered], tmp_path: Path
         assert config.injection.proxy_image == "gatehouse/proxy:0.1.0"
         assert selection.revision == "default"
         assert config.events
+        assert config.upkeep.policy_status
         return
     assert config.injection.proxy_image == "registry.example.com/team/gatehouse/proxy:1.2.3"
     assert config.injection.image_pull_secrets == ("pull",)
     assert selection.revision == "blue"
     assert selection.tags == {"stable"}
     assert not config.events
+    assert not config.upkeep.policy_status
     assert "legacy" in selection.excluded_namespaces
     assert config.workers == 2
     assert len(selection.never) == 1

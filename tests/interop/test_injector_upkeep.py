@@ -34,6 +34,7 @@ from tests.fakes.kube_api import FakeKube
 from tests.fakes.ports import claim_port
 
 CONFIGURATION = "gatehouse-sidecar-injector"
+VALIDATION = "gatehouse-policy-validator"
 POLICIES = ("peerauthentications", "requestauthentications", "authorizationpolicies")
 UPKEEP_NAME = "gatehouse-upkeep.istio-system.svc"
 
@@ -96,6 +97,11 @@ class World:
                 "metadata": {"name": CONFIGURATION, "labels": {"app": "gatehouse"}},
                 "webhooks": [{"name": "w.gatehouse.dev", "clientConfig": {"service": service}}],
             },
+            {
+                "kind": "ValidatingWebhookConfiguration",
+                "metadata": {"name": VALIDATION, "labels": {"app": "gatehouse"}},
+                "webhooks": [{"name": "v.gatehouse.dev", "clientConfig": {"service": service}}],
+            },
         )
         self.roots(self.root_file.read_text())
         shop(kube, **{"istio-injection": "enabled"})
@@ -113,9 +119,31 @@ class World:
         )
 
     def bundle(self) -> str:
-        found = self.kube.find("MutatingWebhookConfiguration", CONFIGURATION)
-        assert found is not None
-        return base64.b64decode(found["webhooks"][0]["clientConfig"].get("caBundle", "")).decode()
+        """What both configurations have; empty while they differ."""
+        found = [
+            self.kube.find("MutatingWebhookConfiguration", CONFIGURATION),
+            self.kube.find("ValidatingWebhookConfiguration", VALIDATION),
+        ]
+        bundles = {c["webhooks"][0]["clientConfig"].get("caBundle", "") for c in found if c is not None}
+        return base64.b64decode(bundles.pop()).decode() if len(bundles) == 1 else ""
+
+    def policy(self, generation: int, mode: str) -> None:
+        meta = {"name": "default", "namespace": "shop", "uid": "u1", "generation": generation}
+        self.kube.add(
+            {
+                "apiVersion": "security.istio.io/v1",
+                "kind": "PeerAuthentication",
+                "metadata": meta,
+                "spec": {"mtls": {"mode": mode}},
+            }
+        )
+
+    def condition(self) -> dict[str, Any] | None:
+        """The condition of that policy."""
+        found = self.kube.find("PeerAuthentication", "default", "shop")
+        conditions = ((found or {}).get("status") or {}).get("conditions") or [None]
+        only: dict[str, Any] | None = conditions[0]
+        return only
 
     def secure_page(self, port: int, path: str, name: str) -> str:
         """By TLS, verified with the roots for that name, as a scraper does."""
@@ -236,13 +264,17 @@ def test_upkeep_needs_no_more_rights_than_the_chart_gives(world: World) -> None:
     with world.running("serve", "certificate"):
         wait_for(lambda: world.page(world.plain, "/readyz").endswith("\nok\n"), "the webhook is ready")
     world.kube.requests.clear()
+    world.policy(1, "STRICKT")
     with world.running("upkeep"):
         wait_for(world.bundle, "caBundle is published")
+        wait_for(world.condition, "the policy's status is written")
     asked = {(resource, verb) for _, _, resource, verb in world.kube.verbs() if not resource.startswith("/")}
     configurations = {"mutatingwebhookconfigurations", "validatingwebhookconfigurations"}
     assert asked <= {
         *((kind, verb) for kind in configurations for verb in ("list", "watch")),
-        ("mutatingwebhookconfigurations", "patch"),
+        *((kind, "patch") for kind in configurations),
+        ("peerauthentications/status", "patch"),
+        ("events", "create"),
         *(("leases", verb) for verb in ("get", "create", "update")),
         *(("configmaps", verb) for verb in ("get", "list", "watch", "create", "patch")),
         *((kind, verb) for kind in (*POLICIES, "nodes") for verb in ("list", "watch")),
@@ -250,6 +282,9 @@ def test_upkeep_needs_no_more_rights_than_the_chart_gives(world: World) -> None:
     touched = {(r.method, r.path) for r in world.kube.requests if r.method in {"PATCH", "PUT", "POST"}}
     assert {path.rpartition("/")[2] for _, path in touched} <= {
         CONFIGURATION,
+        VALIDATION,
+        "status",
+        "events",
         "gatehouse-injector-upkeep",
         "leases",
         "gatehouse-jwks",
@@ -288,25 +323,14 @@ def test_kubelets_decide_about_native_sidecars(world: World) -> None:
 
 
 def test_a_policy_that_is_not_in_force_says_so_on_itself(world: World) -> None:
-    def policy(generation: int, mode: str) -> None:
-        meta = {"name": "default", "namespace": "shop", "uid": "u1", "generation": generation}
-        world.kube.add(
-            {
-                "apiVersion": "security.istio.io/v1",
-                "kind": "PeerAuthentication",
-                "metadata": meta,
-                "spec": {"mtls": {"mode": mode}},
-            }
-        )
-
     def told() -> list[dict[str, Any]]:
         return [e for e in world.kube.all("Event") if e["involvedObject"]["kind"] == "PeerAuthentication"]
 
-    policy(1, "STRICKT")
+    world.policy(1, "STRICKT")
     with world.running("upkeep"):
         wait_for(told, "it is told")
-        policy(2, "STRICT")
-        policy(3, "ALWAYS")
+        world.policy(2, "STRICT")
+        world.policy(3, "ALWAYS")
         wait_for(lambda: len(told()) == 2, "another mistake is told too")
     first = told()[0]
     assert first["involvedObject"] | {"apiVersion": ""} == {
@@ -319,6 +343,29 @@ def test_a_policy_that_is_not_in_force_says_so_on_itself(world: World) -> None:
     assert (first["reason"], first["type"]) == ("PolicyRefused", "Warning")
     assert "spec.mtls.mode" in first["message"]
     assert "what was accepted before stays" in first["message"]
+
+
+def test_a_policy_has_a_condition_that_follows_it(world: World) -> None:
+    """One that was there before the webhook: refused, then repaired, then broken again."""
+
+    def seen(status: str, generation: int) -> bool:
+        found = world.condition() or {}
+        return (found.get("status"), found.get("observedGeneration")) == (status, generation)
+
+    world.policy(1, "STRICKT")
+    with world.running("upkeep"):
+        wait_for(lambda: seen("False", 1), "Accepted is False")
+        refused = world.condition()
+        world.policy(2, "STRICT")
+        wait_for(lambda: seen("True", 2), "Accepted is True")
+        world.policy(3, "ALWAYS")
+        wait_for(lambda: seen("False", 3), "Accepted is False again")
+        metric = "gatehouse_injector_refused_policies 1.0"
+        wait_for(lambda: metric in world.page(world.upkeep_port, "/metrics"), "it is counted")
+        assert "ok policies" in world.page(world.upkeep_port, "/readyz")
+    assert refused is not None
+    assert (refused["type"], refused["reason"]) == ("Accepted", "PolicyBadValue")
+    assert "spec.mtls.mode" in refused["message"]
 
 
 def test_addresses_inside_the_cluster_are_not_fetched_from(world: World) -> None:

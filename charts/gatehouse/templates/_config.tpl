@@ -37,7 +37,8 @@
     "lease" (printf "%s-upkeep" (include "gatehouse.fullname" .))
     "webhook_selector" "app=gatehouse"
     "jwks" (dict "config_map" "gatehouse-jwks")
-    "nodes" (dict "config_map" "gatehouse-nodes"))
+    "nodes" (dict "config_map" "gatehouse-nodes")
+    "policy_status" .Values.upkeep.policyStatus)
 -}}
 {{- if ne (toString $values.nativeSidecars) "auto" -}}
 {{- $_ := set $own.injection "defaults" (dict "sidecar.istio.io/nativeSidecar" (toString $values.nativeSidecars)) -}}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from injector.events import EventSink, Saying, Subject
-from injector.policy_events import PolicyEvents, Remark, read_remark
+from injector.policy_events import PolicyEvents
+from injector.policy_records import Remark, read_record
 
 
 class Sink(EventSink):
@@ -25,7 +26,7 @@ def item(spec: Any, generation: int = 1, name: str = "p") -> dict[str, Any]:
 
 
 def remark(spec: Any, kind: str = "PeerAuthentication", **fields: Any) -> Remark | None:
-    return read_remark(kind)(item(spec, **fields))
+    return read_record(kind)(item(spec, **fields)).remark
 
 
 def test_a_good_policy_needs_no_word() -> None:
