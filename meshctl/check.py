@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from meshctl.checks import control, workloads
+from meshctl.checks import control, policies, workloads
 from meshctl.checks.before import BEFORE, api_version, nodes, other_meshes
 from meshctl.checks.rows import Check, Row, Status, View, fail, run_check
 from meshctl.cluster import connect, find_installation
@@ -23,6 +23,7 @@ AFTER: Final[Mapping[str, Mapping[str, Check]]] = {
     "webhook": {
         "ca-bundle": control.ca_bundle,
         "webhook-call": control.webhook_call,
+        "policy-webhook": policies.policy_webhook,
         "protected": workloads.protected,
     },
     "nodes": {"nodes": nodes, "csi-driver": control.csi_driver, "node-agents": control.node_agents},

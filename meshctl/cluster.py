@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 WEBHOOKS: Final = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+VALIDATORS: Final = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
 OURS: Final = "app=gatehouse"
 """Label of the webhook configurations that are ours."""
 PART_OF: Final = "app.kubernetes.io/part-of=gatehouse"

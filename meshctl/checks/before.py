@@ -30,6 +30,7 @@ _KINDS: Final = (
     ("rbac.authorization.k8s.io", "clusterroles", False),
     ("rbac.authorization.k8s.io", "clusterrolebindings", False),
     ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", False),
+    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", False),
     ("storage.k8s.io", "csidrivers", False),
     ("scheduling.k8s.io", "priorityclasses", False),
     ("", "secrets", True),

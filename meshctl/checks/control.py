@@ -14,7 +14,7 @@ from mesh.x509.certs import CertFields, read_certificate
 from mesh.x509.pem import decode_certificates
 from meshctl.checks.before import DRIVER, ROOTS, is_linux, is_ready
 from meshctl.checks.rows import Row, View, fail, many, ok, skip, warn
-from meshctl.cluster import PART_OF, labels_of, name_of, namespace_of
+from meshctl.cluster import PART_OF, VALIDATORS, is_ours, labels_of, name_of, namespace_of
 from meshctl.sidecars import status_of
 
 COMPONENT: Final = "app.kubernetes.io/component"
@@ -60,7 +60,7 @@ def deployments(view: View) -> Iterator[Row]:
             )
 
 
-def _logs(view: View, component: str) -> str:
+def logs_of(view: View, component: str) -> str:
     """What shows the log of a process."""
     found = view.installed
     prefix = found.service.removesuffix("-injector") or "gatehouse"
@@ -100,7 +100,7 @@ def roots(view: View) -> Iterator[Row]:
         yield fail(
             "roots",
             f"ConfigMap {namespace}/{ROOTS} is missing or empty: nobody can verify the authority",
-            _logs(view, "ca"),
+            logs_of(view, "ca"),
         )
         return
     yield from _lifetime(view, own)
@@ -110,7 +110,7 @@ def roots(view: View) -> Iterator[Row]:
         yield fail(
             "roots",
             f"{many(len(different), 'namespace')} with other roots than {namespace}, or none",
-            f"the authority repairs them within seconds; if not: {_logs(view, 'ca')}",
+            f"the authority repairs them within seconds; if not: {logs_of(view, 'ca')}",
             different,
         )
     else:
@@ -154,14 +154,15 @@ def _is_active(namespace: Mapping[str, Any]) -> bool:
 
 
 def ca_bundle(view: View) -> Iterator[Row]:
-    """The API server knows the roots that the webhook's certificate comes from."""
+    """The API server knows the roots that the webhooks' certificate comes from."""
     found = view.installed
     own = view.cluster.get(f"/api/v1/namespaces/{found.namespace}/configmaps/{ROOTS}") or {}
     current, _ = read_pem(str((own.get("data") or {}).get(ROOT_KEY) or ""))
     roots_now = {certificate.der for certificate in current}
     empty, wrong = [], []
     total = 0
-    for configuration in found.webhooks:
+    validators = [item for item in view.cluster.items(VALIDATORS) if is_ours(item)]
+    for configuration in (*found.webhooks, *validators):
         for webhook in configuration.get("webhooks") or ():
             total += 1
             name = f"{name_of(configuration)}: {webhook.get('name')}"
@@ -172,11 +173,12 @@ def ca_bundle(view: View) -> Iterator[Row]:
             certificates, problem = _decoded(str(raw))
             if problem or (roots_now and not roots_now & {c.der for c in certificates}):
                 wrong.append(f"{name}{': ' + problem if problem else ''}")
-    logs = _logs(view, "upkeep")
+    logs = logs_of(view, "upkeep")
     if empty:
         yield fail(
             "ca-bundle",
-            "webhooks have no caBundle: new pods are refused where sidecars are asked for",
+            "webhooks have no caBundle: new pods are refused where sidecars are asked for, and so are"
+            " policies",
             logs,
             empty,
         )
@@ -214,7 +216,7 @@ def webhook_call(view: View) -> Iterator[Row]:
         yield fail(
             "webhook-call",
             f"a new pod in {namespace} that asks for a sidecar gets none (dry run)",
-            f"{_logs(view, 'injector')}; meshctl explain inject -f FILE",
+            f"{logs_of(view, 'injector')}; meshctl explain inject -f FILE",
         )
 
 
@@ -244,7 +246,7 @@ def _call_failed(view: View, namespace: str, error: KubeError) -> Iterator[Row]:
         yield fail(
             "webhook-call",
             f"the API server cannot call the webhook: {text}",
-            _logs(view, guilty),
+            logs_of(view, guilty),
         )
     elif error.code is KubeCode.FORBIDDEN and "cannot create resource" in text:
         yield from _proxy_call(view)

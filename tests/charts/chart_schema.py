@@ -171,6 +171,13 @@ def _injector() -> Json:
             "nativeSidecars": {"enum": ["auto", "true", "false", True, False]},
             "excludedNamespaces": _list(_NAME),
             "events": _FLAG,
+            "policyWebhook": _map(
+                {
+                    "enabled": _FLAG,
+                    "failurePolicy": _choice("Fail", "Ignore"),
+                    "timeoutSeconds": {"type": "integer", "minimum": 1, "maximum": 30},
+                }
+            ),
             "webhook": _map(
                 {
                     "failurePolicy": _choice("Fail", "Ignore"),

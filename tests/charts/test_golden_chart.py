@@ -131,7 +131,10 @@ def test_notes_tell_what_is_special(notes: Callable[..., str]) -> None:
     )
     assert "kubectl label namespace $n kubernetes.io/metadata.name=$n" in text
     assert "kubectl label namespace NAMESPACE istio.io/rev=blue" in text
-    assert "injector.replicas is 1: while it restarts, pods of labelled namespaces cannot be made" in text
+    assert (
+        "injector.replicas is 1: while it restarts, pods of labelled namespaces cannot be made, and no policy"
+        in text
+    )
     assert "image.registry is empty" not in text
     assert "removes the policy kinds" not in text
 

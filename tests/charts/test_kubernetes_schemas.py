@@ -35,7 +35,8 @@ def test_what_the_chart_renders_is_valid(values: dict[str, Any], version: str) -
     files = [CHART / "values-ha.yaml"] if values else []
     found = render(values=values, files=files, kube=f"{version}.0").objects
     kinds = {item["kind"] for item in found} - OF_OTHERS
-    assert {"CSIDriver", "MutatingWebhookConfiguration", "NetworkPolicy", "PodDisruptionBudget"} <= kinds
+    assert {"CSIDriver", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"} <= kinds
+    assert {"NetworkPolicy", "PodDisruptionBudget"} <= kinds
     for item in found:
         if item["kind"] not in OF_OTHERS:
             check(item, version)

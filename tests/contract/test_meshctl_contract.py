@@ -53,6 +53,7 @@ def test_after_the_installation(installed: dict[str, dict[str, object]]) -> None
     for name in (
         "ca-bundle",
         "webhook-call",
+        "policy-webhook",
         "csi-driver",
         "node-agents",
         "roots",

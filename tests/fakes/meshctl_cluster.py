@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from injector.core.inject import ClusterFeatures, inject
 from injector.core.patch import apply_patch
+from injector.core.policies import decide_policy
 from injector.core.settings import InjectorSettings
 from meshctl.cluster import load_config
 from tests.fakes.kube_answers import Request
@@ -26,6 +27,8 @@ from tests.fakes.kube_store import Resource
 
 NAMESPACE = "istio-system"
 WEBHOOK = "gatehouse-sidecar-injector"
+VALIDATION = "gatehouse-policy-validator"
+POLICIES = "/apis/security.istio.io/v1/namespaces/default/peerauthentications"
 CONFIG = "namespace: istio-system\nservice: gatehouse-injector\ninjection: {version: 0.1.0}\n"
 WEBHOOKS: Mapping[str, tuple[Any, Any]] = {
     "namespace": (
@@ -114,6 +117,18 @@ def webhook_configuration(bundle: str = "") -> dict[str, Any]:
         "kind": "MutatingWebhookConfiguration",
         "metadata": {"name": WEBHOOK, "labels": {"app": "gatehouse"}},
         "webhooks": webhooks,
+    }
+
+
+def validating_configuration(bundle: str = "") -> dict[str, Any]:
+    """The chart's configuration for policies."""
+    client: dict[str, Any] = {"service": {"name": "gatehouse-injector", "namespace": NAMESPACE}}
+    if bundle:
+        client["caBundle"] = base64.b64encode(bundle.encode()).decode()
+    return {
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": VALIDATION, "labels": {"app": "gatehouse"}},
+        "webhooks": [{"name": "policies.policy-validator.gatehouse.dev", "clientConfig": client}],
     }
 
 
@@ -251,7 +266,7 @@ def empty(kube: FakeKube) -> None:
 def install(kube: FakeKube) -> None:
     """Gatehouse, a labelled namespace, and one injected pod."""
     empty(kube)
-    kube.add(webhook_configuration(root_pem()), csi_driver())
+    kube.add(webhook_configuration(root_pem()), validating_configuration(root_pem()), csi_driver())
     kube.add(namespace("shop", istio_injection="enabled"))
     for name in ("default", "kube-system", NAMESPACE, "shop"):
         kube.add(root_map(name))
@@ -268,6 +283,7 @@ def install(kube: FakeKube) -> None:
         kube.add(agent_pod(name), csi_node(name, "csi.gatehouse.dev"))
     kube.add(injected(pod("web-5d9c-a")))
     kube.routes["POST", "/api/v1/namespaces/shop/pods"] = dry_run
+    kube.routes["POST", POLICIES] = judged
 
 
 def deployment(name: str, replicas: int, ready: int) -> dict[str, Any]:
@@ -286,6 +302,18 @@ def dry_run(request: Request) -> tuple[int, Any]:
     """What the API server answers after it has called the webhook."""
     assert request.query["dryRun"] == "All"
     return 201, {**injected({**pod("x"), **request.body}), "kind": "Pod", "apiVersion": "v1"}
+
+
+def judged(request: Request) -> tuple[int, Any]:
+    """What the API server answers to a policy after it has called the webhook."""
+    assert request.query["dryRun"] == "All"
+    meta = {"name": "meshctl-check-x", "namespace": "default"}
+    decision = decide_policy({**request.body, "metadata": meta}, None, request.body["kind"])
+    if decision.allowed:
+        return 201, request.body
+    message = "\n".join([f"{decision.reason}: {decision.message}", *decision.problems])
+    said = f'admission webhook "policies.policy-validator.gatehouse.dev" denied the request: {message}'
+    return 400, {"kind": "Status", "status": "Failure", "code": 400, "reason": "BadRequest", "message": said}
 
 
 @contextmanager

@@ -89,6 +89,34 @@ def test_every_entry_gets_the_roots_and_is_tried(world: World) -> None:
     assert world.patches() == 1
 
 
+def test_both_kinds_of_configuration_are_kept(world: World) -> None:
+    kind = "ValidatingWebhookConfiguration"
+    service = {"namespace": "istio-system", "name": "gatehouse-injector", "path": "/validate"}
+    other = {"namespace": "elsewhere", "name": "gatehouse-injector"}
+
+    def validator(name: str, target: dict[str, str], **labels: str) -> None:
+        webhooks = [{"name": "v.gatehouse.dev", "clientConfig": {"service": target}}]
+        world.kube.add({"kind": kind, "metadata": {"name": name, "labels": labels}, "webhooks": webhooks})
+
+    def published(name: str) -> str:
+        found = world.kube.find(kind, name)
+        assert found is not None
+        return base64.b64decode(found["webhooks"][0]["clientConfig"].get("caBundle", "")).decode()
+
+    validator("gatehouse-policy-validator", service, app="gatehouse")
+    validator("of-another-service", other, app="gatehouse")
+    validator("without-our-label", service)
+    assert world.upkeep.step(EPOCH) == 0
+    assert world.published() == [world.old.pem] * 3
+    assert published("gatehouse-policy-validator") == world.old.pem
+    assert (published("of-another-service"), published("without-our-label")) == ("", "")
+    world.roots(world.old, world.new)
+    world.upkeep.step(EPOCH)
+    assert published("gatehouse-policy-validator") == world.old.pem + world.new.pem
+    world.leaf_of = Root(EPOCH, name="unknown")
+    assert world.upkeep.step(EPOCH) == 4, "every entry of both is counted when the call fails"
+
+
 def test_nothing_is_written_when_nothing_differs(world: World) -> None:
     for _ in range(3):
         world.upkeep.step(EPOCH)

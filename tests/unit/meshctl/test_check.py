@@ -15,6 +15,8 @@ from tests.fakes.meshctl_check import check, rows
 from tests.fakes.meshctl_cli import golden_script
 from tests.fakes.meshctl_cluster import (
     NAMESPACE,
+    POLICIES,
+    VALIDATION,
     agent_pod,
     csi_driver,
     csi_node,
@@ -27,6 +29,7 @@ from tests.fakes.meshctl_cluster import (
     pod,
     root_map,
     root_pem,
+    validating_configuration,
     webhook_configuration,
 )
 
@@ -62,6 +65,8 @@ def test_all_is_well_before_the_installation(kube: FakeKube, tmp_path: Path) -> 
 def test_everything_is_wrong(kube: FakeKube, tmp_path: Path) -> None:
     install(kube)
     kube.add(webhook_configuration(), istio_configuration(), csi_driver(tokenRequests=None))
+    kube.add(validating_configuration())
+    kube.routes["POST", POLICIES] = lambda request: (201, request.body)
     kube.add(
         deployment("injector", 2, 0), root_map("shop", "other"), namespace("odd", istio_injection="true")
     )
@@ -81,6 +86,13 @@ def status(code: int, message: str, reason: str = "") -> dict[str, object]:
 def refuse_pods(code: int, message: str) -> Change:
     def change(kube: FakeKube) -> None:
         kube.routes["POST", "/api/v1/namespaces/shop/pods"] = lambda _r: (code, status(code, message))
+
+    return change
+
+
+def answer_policies(code: int, message: str) -> Change:
+    def change(kube: FakeKube) -> None:
+        kube.routes["POST", POLICIES] = lambda r: (code, status(code, message) if message else r.body)
 
     return change
 
@@ -211,6 +223,44 @@ CASES: list[tuple[str, Change, str, str, str]] = [
         "warn",
         "refuses a pod",
     ),
+    (
+        "validator-without-bundle",
+        lambda k: k.add(validating_configuration()),
+        "ca-bundle",
+        "fail",
+        "and so are policies",
+    ),
+    (
+        "validator-with-another-root",
+        lambda k: k.add(validating_configuration(root_pem("other"))),
+        "ca-bundle",
+        "fail",
+        "not the current root",
+    ),
+    (
+        "no-validator",
+        lambda k: k.remove("ValidatingWebhookConfiguration", VALIDATION),
+        "policy-webhook",
+        "warn",
+        "there is no validating webhook",
+    ),
+    ("validator-not-called", answer_policies(201, ""), "policy-webhook", "fail", "does not call the webhook"),
+    (
+        "validator-down",
+        answer_policies(500, 'failed calling webhook "policies...": connection refused'),
+        "policy-webhook",
+        "fail",
+        "no policy can be changed",
+    ),
+    (
+        "no-right-to-policies",
+        answer_policies(403, 'User "dev" cannot create resource "peerauthentications"'),
+        "policy-webhook",
+        "skip",
+        "may not create policies",
+    ),
+    ("no-kinds", answer_policies(404, "not found"), "policy-webhook", "fail", "does not serve"),
+    ("foreign-validator", answer_policies(403, "OPA says no"), "policy-webhook", "warn", "OPA says no"),
     ("quota", refuse_pods(403, "exceeded quota"), "webhook-call", "warn", "exceeded quota"),
     ("no-driver", lambda k: k.remove("CSIDriver", "csi.gatehouse.dev"), "csi-driver", "fail", "is missing"),
     ("no-tokens", lambda k: k.add(csi_driver(tokenRequests=None)), "csi-driver", "fail", "no tokenRequests"),
