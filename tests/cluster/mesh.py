@@ -15,14 +15,10 @@ from tests.fakes.helm import CHART, helm
 
 NAMESPACE, RELEASE = "istio-system", "gatehouse"
 TRUST_DOMAIN = "cluster.local"
+WEBHOOKS = ("mutatingwebhookconfigurations", "validatingwebhookconfigurations")
 # Where a release may leave something: kinds of the cluster, and kinds in every namespace.
 _KINDS = (
-    *(
-        "clusterroles",
-        "clusterrolebindings",
-        "mutatingwebhookconfigurations",
-        "validatingwebhookconfigurations",
-    ),
+    *("clusterroles", "clusterrolebindings", *WEBHOOKS),
     *("csidrivers", "crds", "priorityclasses"),
     *("configmaps", "secrets", "services", "serviceaccounts", "deployments", "daemonsets", "pods", "leases"),
     *("roles", "rolebindings", "networkpolicies", "poddisruptionbudgets"),
@@ -66,7 +62,7 @@ class Mesh:
         self.wait()
 
     def wait(self, seconds: float = 120) -> None:
-        """Wait until every Deployment and DaemonSet of the release has what it wants, in its newest form."""
+        """Wait until all Deployments and DaemonSets have what they want, and the webhooks can be called."""
         try:
             wait_for("the control plane", self._settled, seconds=seconds, every=0.5)
         except ClusterError as error:
@@ -101,7 +97,10 @@ class Mesh:
 
     def _settled(self) -> bool:
         selector = f"--selector=app.kubernetes.io/instance={RELEASE}"
-        return all(map(_settled, self.kubectl.items("deployments,daemonsets", selector)))
+        configurations = self.kube.kubectl.items(",".join(WEBHOOKS), selector)
+        return all(map(_settled, self.kubectl.items("deployments,daemonsets", selector))) and all(
+            webhook["clientConfig"].get("caBundle") for item in configurations for webhook in item["webhooks"]
+        )
 
     def _last_words(self) -> str:
         said = []

@@ -49,9 +49,23 @@ def _policy(kind: str, spec: dict[str, Any], version: str = "v1") -> dict[str, A
 
 @pytest.mark.parametrize("version", ["v1", "v1beta1"])
 @pytest.mark.usefixtures("mesh")
-def test_policy_kinds_are_served_and_keep_unknown_fields(namespace: Kubectl, version: str) -> None:
-    """A dropped `method` (for `methods`) would let every method in; the agent must see it to refuse it."""
+def test_policy_kinds_keep_unknown_fields_until_they_are_judged(namespace: Kubectl, version: str) -> None:
+    """A dropped `method` (for `methods`) would let every method in: the webhook sees it, and refuses it.
+
+    The server drops what a schema does not know before it asks a webhook, so naming the field is the proof.
+    """
     rules = [{"to": [{"operation": {"method": ["GET"]}}]}]
+    document = json.dumps(_policy("AuthorizationPolicy", {"rules": rules}, version))
+    with pytest.raises(ClusterError) as refused:
+        namespace("apply", "--validate=false", "-f", "-", stdin=document)
+    assert "spec.rules[0].to[0].operation.method: unknown field" in str(refused.value)
+    assert "[policy_unknown_field]" in str(refused.value)
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta1"])
+@pytest.mark.usefixtures("mesh")
+def test_policy_kinds_are_served_in_both_versions(namespace: Kubectl, version: str) -> None:
+    rules = [{"to": [{"operation": {"methods": ["GET"]}}]}]
     document = json.dumps(_policy("AuthorizationPolicy", {"rules": rules}, version))
     namespace("apply", "--validate=false", "-f", "-", stdin=document)
     for served in ("v1", "v1beta1"):
@@ -91,6 +105,8 @@ ALLOWED = [
     ("ca", "patch", "configmaps/istio-ca-root-cert", "-n", "default"),
     ("injector", "create", "events", "-n", "default"),
     ("upkeep", "patch", "mutatingwebhookconfigurations/gatehouse-sidecar-injector"),
+    ("upkeep", "patch", "validatingwebhookconfigurations/gatehouse-policy-validator"),
+    ("upkeep", "patch", "authorizationpolicies", "--subresource=status", "-n", "default"),
     ("nodeagent", "list", "pods", "--all-namespaces"),
 ]
 FORBIDDEN = [
@@ -101,7 +117,11 @@ FORBIDDEN = [
     ("injector", "patch", "mutatingwebhookconfigurations/gatehouse-sidecar-injector"),
     ("injector", "get", "secrets/gatehouse-ca", "-n", "istio-system"),
     ("injector", "patch", "pods", "-n", "default"),
+    ("injector", "patch", "validatingwebhookconfigurations/gatehouse-policy-validator"),
+    ("injector", "patch", "authorizationpolicies", "--subresource=status", "-n", "default"),
     ("upkeep", "patch", "mutatingwebhookconfigurations/other"),
+    ("upkeep", "patch", "validatingwebhookconfigurations/other"),
+    ("upkeep", "patch", "authorizationpolicies", "-n", "default"),
     ("upkeep", "get", "secrets/gatehouse-ca", "-n", "istio-system"),
     ("nodeagent", "get", "secrets/gatehouse-ca", "-n", "istio-system"),
     ("nodeagent", "create", "serviceaccounts/token", "-n", "default"),
