@@ -235,11 +235,10 @@ def _key(node: Node) -> ConditionKey | None:
     key = condition_key(text)
     if isinstance(key, ConditionKey):
         return key
-    known = [kind.value for kind in ConditionKind]
+    forms = _forms()
     node.error(
         PolicyCode.BAD_CONDITION_KEY,
-        f"found {show(text)}: {key}; allowed are {', '.join(_forms())}"
-        f"{nearest(text.partition('[')[0], known)}",
+        f"found {show(text)}: {key}; allowed are {', '.join(forms)}{nearest(text.partition('[')[0], forms)}",
     )
     return None
 

@@ -43,7 +43,13 @@ def test_a_good_policy_is_allowed_without_a_word(kind: str, version: str) -> Non
     ("kind", "spec", "code", "field", "text"),
     [
         (AUTHZ, when("request.header[x]"), PolicyCode.BAD_CONDITION_KEY, "[0].when[0].key", "did you mean"),
-        (AUTHZ, when("request.headers"), PolicyCode.BAD_CONDITION_KEY, "[0].when[0].key", "allowed are"),
+        (
+            AUTHZ,
+            when("request.headers"),
+            PolicyCode.BAD_CONDITION_KEY,
+            "[0].when[0].key",
+            "did you mean 'request.headers[name]'",
+        ),
         (
             AUTHZ,
             {"rules": [{"to": [{"operation": {"method": ["GET"]}}]}]},

@@ -228,7 +228,7 @@ def test_empty_rules_of_allow_and_an_empty_rule() -> None:
             )
         ],
         (when("request.header[a]"), "policy_bad_condition_key",
-         f"{WHEN}.key", "did you mean 'request.headers'?"),
+         f"{WHEN}.key", "did you mean 'request.headers[name]'?"),
         (when("destination.labels[a]"), "policy_bad_condition_key", f"{WHEN}.key", "unknown key"),
         (when("request.headers"), "policy_bad_condition_key", f"{WHEN}.key", "one [header name]"),
         (when("request.headers[:path]"), "policy_bad_condition_key", f"{WHEN}.key", "not a header name"),
