@@ -44,11 +44,6 @@ class PolicyRecord:
     others: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
 
 
-def plural_of(kind: str) -> str:
-    """How the API calls the collection of a kind of policy."""
-    return f"{kind.lower()[:-1]}ies" if kind.endswith("y") else f"{kind.lower()}s"
-
-
 def read_record(kind: str) -> Callable[[Mapping[str, Any]], PolicyRecord]:
     """A reader of objects of that kind, whatever they hold."""
 

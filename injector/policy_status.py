@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from injector.core.policies import CONDITION
+from injector.core.policies import CONDITION, plural_of
 from injector.events import Subject
-from injector.policy_records import PolicyRecord, plural_of
+from injector.policy_records import PolicyRecord
 from mesh.clock import Clock, SystemClock
 from mesh.kube.api import KubeApi, KubeCode, KubeError, PatchType
 from mesh.obs.logs import logger

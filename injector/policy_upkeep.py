@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from injector.core.policies import plural_of
 from injector.events import EventSink
 from injector.metrics import UpkeepMetrics
 from injector.policy_events import PolicyEvents
-from injector.policy_records import PolicyRecord, plural_of, read_record
+from injector.policy_records import PolicyRecord, read_record
 from injector.policy_status import PolicyStatus
 from mesh.kube.api import KubeApi
 from mesh.kube.reflector import Collection, Reflector

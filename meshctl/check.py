@@ -28,6 +28,7 @@ AFTER: Final[Mapping[str, Mapping[str, Check]]] = {
     },
     "nodes": {"nodes": nodes, "csi-driver": control.csi_driver, "node-agents": control.node_agents},
     "workloads": {
+        "policies": policies.refused_policies,
         "namespaces": workloads.namespaces,
         "pods-without": workloads.missing_sidecars,
         "pods-stale": workloads.stale_sidecars,

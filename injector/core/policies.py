@@ -79,6 +79,11 @@ def sentence(finding: Finding) -> str:
     return f"{finding.field}: {finding.message} [{finding.code}]"
 
 
+def plural_of(kind: str) -> str:
+    """How the API calls the collection of a kind of policy."""
+    return f"{kind.lower()[:-1]}ies" if kind.endswith("y") else f"{kind.lower()}s"
+
+
 # --- the condition --------------------------------------------------------------------------------
 
 

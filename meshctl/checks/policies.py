@@ -1,16 +1,17 @@
-"""After the installation: is a policy that cannot be enforced refused when it is applied?"""
+"""After the installation: are policies that cannot be enforced refused, and is one of them stored already?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Final
 
+from injector.core.policies import judge, plural_of, sentence
 from mesh.kube.api import KubeCode, KubeError
 from mesh.policy.codes import PolicyCode
-from mesh.policy.model import API_VERSIONS, PEER_AUTHENTICATION
+from mesh.policy.model import API_VERSIONS, KINDS, PEER_AUTHENTICATION
 from meshctl.checks.control import logs_of
-from meshctl.checks.rows import Row, View, fail, ok, skip, warn
-from meshctl.cluster import VALIDATORS, is_ours
+from meshctl.checks.rows import Row, View, fail, many, ok, skip, warn
+from meshctl.cluster import VALIDATORS, full_name, is_ours
 
 _ROW: Final = "policy-webhook"
 _NAMESPACE: Final = "default"
@@ -45,6 +46,26 @@ def policy_webhook(view: View) -> Iterator[Row]:
         " or goes on without its answer",
         logs_of(view, "injector"),
     )
+
+
+def refused_policies(view: View) -> Iterator[Row]:
+    """No policy is stored that is not in force: judged here, by the same code, whatever its status says."""
+    total, refused = 0, []
+    for kind in KINDS:
+        for item in view.cluster.items(f"/apis/{API_VERSIONS[0]}/{plural_of(kind)}"):
+            total += 1
+            errors = judge(item, kind).errors
+            if errors:
+                refused.append(f"{kind} {full_name(item)}: {sentence(errors[0])}")
+    if refused:
+        yield fail(
+            "policies",
+            f"{many(len(refused), 'policy', 'policies')} not in force, because of errors",
+            "correct or delete them; kubectl get authorizationpolicies -A -o wide; docs/policy.md, Codes",
+            refused,
+        )
+    else:
+        yield ok("policies", f"{many(total, 'policy', 'policies')}, none with an error")
 
 
 def _refused(view: View, error: KubeError) -> Row:

@@ -109,9 +109,9 @@ def skip(check: str, message: str, then: str = "") -> Row:
     return Row(check=check, status=Status.SKIP, message=message, next=then)
 
 
-def many(count: int, noun: str) -> str:
-    """`1 node`, `2 nodes`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def many(count: int, noun: str, plural: str = "") -> str:
+    """`1 node`, `2 nodes`; of another plural where one is given."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def run_check(name: str, check: Check, view: View) -> list[Row]:

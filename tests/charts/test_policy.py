@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from injector.app import VALIDATE_PATH
-from injector.policy_records import plural_of
+from injector.core.policies import plural_of
 from mesh.policy.model import API_VERSIONS, GROUP, KINDS
 from tests.fakes.helm import Rendered, render
 

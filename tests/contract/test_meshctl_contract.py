@@ -54,6 +54,7 @@ def test_after_the_installation(installed: dict[str, dict[str, object]]) -> None
         "ca-bundle",
         "webhook-call",
         "policy-webhook",
+        "policies",
         "csi-driver",
         "node-agents",
         "roots",

@@ -32,6 +32,7 @@ from tests.fakes.meshctl_cluster import (
     validating_configuration,
     webhook_configuration,
 )
+from tests.fakes.policy_reviews import stored, when
 
 Change = Callable[[FakeKube], object]
 
@@ -261,6 +262,14 @@ CASES: list[tuple[str, Change, str, str, str]] = [
     ),
     ("no-kinds", answer_policies(404, "not found"), "policy-webhook", "fail", "does not serve"),
     ("foreign-validator", answer_policies(403, "OPA says no"), "policy-webhook", "warn", "OPA says no"),
+    (
+        "refused-policy",
+        lambda k: k.add(stored("AuthorizationPolicy", when("request.headers"))),
+        "policies",
+        "fail",
+        "1 policy not in force",
+    ),
+    ("accepted-policy", lambda k: k.add(stored("AuthorizationPolicy")), "policies", "ok", "1 policy, none"),
     ("quota", refuse_pods(403, "exceeded quota"), "webhook-call", "warn", "exceeded quota"),
     ("no-driver", lambda k: k.remove("CSIDriver", "csi.gatehouse.dev"), "csi-driver", "fail", "is missing"),
     ("no-tokens", lambda k: k.add(csi_driver(tokenRequests=None)), "csi-driver", "fail", "no tokenRequests"),
