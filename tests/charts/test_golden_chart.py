@@ -63,6 +63,7 @@ def test_golden_kubernetes_1_20_differs_in_these_objects_only(golden: Callable[[
         "PodDisruptionBudget/gatehouse-ca",
         "PodDisruptionBudget/gatehouse-injector",
         "MutatingWebhookConfiguration/gatehouse-sidecar-injector",
+        "ValidatingWebhookConfiguration/gatehouse-policy-validator",
     }
     golden("charts/kubernetes-1.20.yaml", changed)
 

@@ -10,6 +10,7 @@ import pytest
 from injector.app import VALIDATE_PATH
 from injector.core.policies import plural_of
 from mesh.policy.model import API_VERSIONS, GROUP, KINDS
+from mesh.policy.parse import DRY_RUN
 from tests.fakes.helm import Rendered, render
 
 PROCESSES = ("ca", "injector", "upkeep", "nodeagent")
@@ -393,7 +394,23 @@ def test_the_validator_looks_at_policies_and_can_lock_nothing_out(chart: Rendere
 
 def test_policies_of_every_namespace_are_judged(chart: Rendered) -> None:
     """Those of the release's own concern the whole mesh."""
-    assert not {"namespaceSelector", "objectSelector", "matchConditions"} & set(_validator(chart))
+    assert not {"namespaceSelector", "objectSelector"} & set(_validator(chart))
+
+
+def test_a_change_of_metadata_does_not_wait_for_the_validator(chart: Rendered) -> None:
+    """Where the API server can tell: neither for the finalizer of a broken policy, nor while it is away."""
+    (condition,) = _validator(chart)["matchConditions"]
+    dry_run = (
+        "(has({0}.metadata.annotations) && '{1}' in {0}.metadata.annotations"
+        " ? {0}.metadata.annotations['{1}'] : '')"
+    )
+    assert condition["expression"].split(" || ") == [
+        "request.operation == 'CREATE'",
+        "has(object.spec) != has(oldObject.spec)",
+        "(has(object.spec) && object.spec != oldObject.spec)",
+        " != ".join(dry_run.format(name, DRY_RUN) for name in ("object", "oldObject")),
+    ]
+    assert "matchConditions" not in _validator(render(kube="1.29.3"))
 
 
 def test_the_validator_by_values() -> None:

@@ -58,6 +58,12 @@ def condition(namespace: Kubectl, name: str) -> Object | None:
     return found[0] if found else None
 
 
+def minor(mesh: Mesh) -> int:
+    """Of the API server's version 1.x."""
+    found = json.loads(mesh.kube.kubectl("version", "-o", "json"))["serverVersion"]["minor"]
+    return int(found.rstrip("+"))
+
+
 def wait_condition(namespace: Kubectl, name: str, status: str, generation: int) -> Object:
     """The condition, once it is about that form of the object."""
     found: Object = {}
@@ -159,7 +165,7 @@ def test_a_policy_that_came_unseen_is_not_accepted_and_can_be_repaired(
 
 
 def test_a_lost_webhook_prevents_no_repair(mesh: Mesh, namespace: Kubectl, api: KubeClient) -> None:
-    """`failurePolicy: Fail`: nothing is stored unseen; deletion and the status are nobody's to forbid."""
+    """`failurePolicy: Fail`: nothing is stored unseen; deletion, status and labels are not held up."""
     injector = "deployment/gatehouse-injector"
     replicas = mesh.kubectl.get(injector)["spec"]["replicas"]
     namespace.apply([policy("shut", "source.namespace")])
@@ -168,6 +174,8 @@ def test_a_lost_webhook_prevents_no_repair(mesh: Mesh, namespace: Kubectl, api: 
     try:
         mesh.kubectl.wait_gone("pods", "--selector=app.kubernetes.io/component=injector")
         assert NOT_CALLED in refusal(namespace, policy("late", "source.namespace"))
+        if minor(mesh) >= 30:
+            namespace("label", POLICY, "shut", "team=a")
         path = (
             f"/apis/security.istio.io/v1/namespaces/{namespace.namespace}/authorizationpolicies/shut/status"
         )
