@@ -145,7 +145,8 @@ def test_two_renders_are_the_same_bytes() -> None:
     first = _production().text
     again = render("--is-upgrade", values=PRODUCTION, files=[CHART / "values-ha.yaml"]).text
     assert first == again
-    assert "lookup" not in "".join(path.read_text() for path in (CHART / "templates").iterdir())
+    sources = [path for path in (CHART / "templates").rglob("*") if path.is_file()]
+    assert "lookup" not in "".join(path.read_text() for path in sources)
 
 
 def test_a_new_tag_changes_pods_and_the_injectors_settings_only() -> None:

@@ -147,13 +147,19 @@ def render(
     release: str = "gatehouse",
     kube: str = "1.32.0",
     files: Sequence[Path] = (),
+    with_tests: bool = False,
 ) -> Rendered:
     """`helm template` with values as data; the same question is asked once. Do not change what it gives.
+
+    Args:
+        with_tests: the objects of `helm test` too; they are no part of the release.
 
     Raises:
         HelmError: the values or the templates are wrong.
     """
     options = [f"--values={file}" for file in files]
+    if not with_tests:
+        options.append("--skip-tests")
     if values is not None:
         CACHE.mkdir(parents=True, exist_ok=True)
         text = json.dumps(values, sort_keys=True)  # YAML would turn a key `y` into a boolean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.load import Outcome, load
 from tests.cluster.marks import CLUSTER
-from tests.cluster.mesh import Mesh
+from tests.cluster.mesh import RELEASE, Mesh
 from tests.cluster.outage import api_server_hangs, last, node_agents_hang, own
 from tests.cluster.shop import PORT, open_shop, peer_authentication
 
@@ -41,13 +41,14 @@ def test_node_agents_restart(mesh: Mesh, injected: Kubectl) -> None:
     shop.wait_answer()
 
 
-def test_helm_upgrade(mesh: Mesh, injected: Kubectl) -> None:
-    """Every process of the control plane is replaced; the data plane does not care."""
+def test_helm_upgrade_and_rollback(mesh: Mesh, injected: Kubectl) -> None:
+    """Every process of the control plane is replaced, twice; the data plane does not care."""
     shop = open_shop(mesh.kube, injected)
     shop.wait_answer()
     with load(injected, "deploy/client", "app", "server", PORT) as outcome:
         mesh.install("--set=log.level=debug")
-        mesh.install()
+        mesh.helm("rollback", RELEASE)
+        mesh.wait()
     no_failure(outcome)
 
 
