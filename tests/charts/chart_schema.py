@@ -95,6 +95,7 @@ def values_schema() -> Json:
                         "serviceMonitor": _map(
                             {"enabled": _FLAG, "interval": _duration(), "labels": _LABELS}
                         ),
+                        "prometheusRule": _map({"enabled": _FLAG, "labels": _LABELS}),
                     }
                 ),
                 "networkPolicy": _map(
