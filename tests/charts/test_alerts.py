@@ -8,10 +8,22 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.fakes.helm import CHART, ROOT, render
+from ca.metrics import CaMetrics
+from injector.metrics import UpkeepMetrics, WebhookMetrics
+from mesh.obs.metrics import describe
+from nodeagent.core.schedule import JITTER, RATIO
+from nodeagent.kube_watches import KubeMetrics
+from nodeagent.metrics import AgentMetrics
+from tests.fakes.helm import CHART, render
 
-SOURCES = ("ca/metrics.py", "nodeagent/metrics.py", "injector/metrics.py")
-NAME = re.compile(r"gatehouse_[a-z0-9_]+")
+DECLARED = {
+    doc.name: doc
+    for metrics in (CaMetrics, AgentMetrics, KubeMetrics, WebhookMetrics, UpkeepMetrics)
+    for doc in describe(metrics)
+}
+NAME = re.compile(r"(gatehouse_[a-z0-9_]+)(?:\{([a-z]+)=)?")
+BY = re.compile(r"by \(([a-z, ]+)\)|\$labels\.([a-z]+)")
+OF_PROMETHEUS = {"instance", "le"}
 
 
 ALERTS: list[dict[str, Any]] = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
@@ -29,12 +41,29 @@ def test_nothing_of_it_by_default() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
-def test_an_alert_is_about_metrics_of_ours(alert: dict[str, Any]) -> None:
-    declared = {name for source in SOURCES for name in NAME.findall((ROOT / source).read_text())}
-    asked = {name.removesuffix("_bucket") for name in NAME.findall(alert["expr"])}
+def test_an_alert_is_about_metrics_and_labels_of_ours(alert: dict[str, Any]) -> None:
+    asked = [(name.removesuffix("_bucket"), label) for name, label in NAME.findall(alert["expr"])]
     assert asked
-    assert asked <= declared
+    assert {name for name, _ in asked} <= set(DECLARED)
+    known = {label for name, _ in asked for label in DECLARED[name].labels} | OF_PROMETHEUS
+    parts = [part for match in BY.findall(str(alert)) for part in match if part]
+    grouped = {word for part in parts for word in part.split(", ")}
+    assert {label for _, label in asked if label} | grouped <= known
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_an_alert_waits_weighs_and_says_what_to_do(alert: dict[str, Any]) -> None:
+    assert re.fullmatch(r"\d+[mh]", alert["for"])
     assert alert["labels"]["severity"] in {"warning", "critical"}
     notes = alert["annotations"]
     assert notes["summary"]
     assert len(notes["description"]) > 40
+
+
+def test_no_healthy_certificate_is_an_alarm_whatever_its_lifetime() -> None:
+    """Lifetimes are settings from minutes to days: the bound is a part of them, below the renewal."""
+    (rule,) = [alert for alert in ALERTS if alert["alert"] == "GatehouseIdentityNotRenewed"]
+    left, age = "gatehouse_agent_svid_remaining_seconds", "gatehouse_agent_svid_age_seconds"
+    shape = re.fullmatch(rf"{left} / \({left} \+ {age}\) < ([0-9.]+)", rule["expr"])
+    assert shape
+    assert float(shape[1]) < 1 - RATIO - JITTER
