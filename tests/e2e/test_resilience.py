@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,16 +12,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from examples.demo import layout as at
 from examples.demo.harness import LEAF_SECONDS, Demo
-from examples.demo.issuer import workload_token, write_atomically
+from examples.demo.issuer import USERS, Issuer, user_claims, workload_token, write_atomically
 from examples.demo.layout import WORKLOADS, Layout, claim_block
 from examples.demo.load import Load, Tally
-from examples.demo.plain import call
+from examples.demo.plain import bearer, call
 from examples.demo.processes import wait_for
 from examples.demo.report import Report
 from examples.demo.svid import Watch
+from examples.demo.tls import TlsConnection, client_context
 
 pytestmark = [
     pytest.mark.envoy,
@@ -123,6 +126,46 @@ def test_a_deleted_policy_no_longer_holds_and_comes_back(demo: Demo) -> None:
     wait_for("the policy to be gone", lambda: call(target, "/closed").status == 200, seconds=40)
     path.write_text(text)  # not in one step: as an editor does it
     wait_for("the policy to be back", lambda: call(target, "/closed").status == 403, seconds=40)
+
+
+def test_p33_an_issuer_rotates_its_key(demo: Demo) -> None:
+    """P-33: one key, both, the other, and at once back to the first; nothing is restarted.
+
+    The old token was seen before by the proxy, which remembers good ones: it must be refused all the same.
+    """
+    successor = Issuer(USERS, rsa.generate_private_key(public_exponent=65537, key_size=2048), "user-key-2")
+    first, second = demo.users.key_set(), successor.key_set()
+    both = {"keys": [*first["keys"], *second["keys"]]}
+    old, new = (bearer(issuer.sign(user_claims())) for issuer in (demo.users, successor))
+    pids = (demo.agent.pid, demo.envoys["reviews"].pid)
+    with TlsConnection(demo.layout.proxy("reviews"), client_context(demo.watches["web"].current)) as kept:
+
+        def ask(token: dict[str, str]) -> tuple[int, str]:
+            status, body = kept.request("GET", "/account", dict(token))
+            return status, body if status != 200 else ""
+
+        def publish(keys: dict[str, object], wanted: tuple[int, int]) -> None:
+            write_atomically(demo.layout.keys / "users.json", json.dumps(keys))
+            found: list[tuple[int, int]] = []
+
+            def arrived() -> bool:
+                # What is about to be refused is asked first: refused, the other must be good already.
+                order = (old, new) if wanted[0] == 401 else (new, old)
+                answers = [ask(token)[0] for token in order]
+                found.append((answers[0], answers[1]) if order[0] is old else (answers[1], answers[0]))
+                return found[-1] == wanted
+
+            wait_for(f"the answers {wanted}", arrived, seconds=40, every=0.001)
+            assert (401, 401) not in found
+
+        no_key = (401, "Jwks doesn't have key to match kid or alg from Jwt")
+        assert (ask(old), ask(new)) == ((200, ""), no_key)
+        publish(both, (200, 200))
+        publish(second, (401, 200))
+        assert (ask(old), ask(new)) == (no_key, (200, ""))
+        publish(first, (200, 401))
+        assert (ask(old), ask(new)) == ((200, ""), no_key)
+    assert pids == (demo.agent.pid, demo.envoys["reviews"].pid)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ from mesh.policy.effective import (
 from mesh.policy.predicates import Always, Header, MatchKind, Path, PathTemplate, StringMatch
 from tests.fakes.envoy_lab import MESH, Lab, request
 from tests.fakes.envoy_tokens import Issuer, bearer, jwt_policy
+from tests.fakes.policy_corpus import allow, deny, what
+from tests.fakes.policy_objects import effective
 
 pytestmark = [pytest.mark.envoy, pytest.mark.xdist_group("envoy-paths")]
 
@@ -38,16 +40,18 @@ def rule(permission) -> tuple[Rule, ...]:
 class World:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        deny = EffectivePolicy(authz=AuthzPolicy(http=RuleSets(deny=rule(Path(exact("/admin"))))))
-        allow = EffectivePolicy(
+        denied = EffectivePolicy(authz=AuthzPolicy(http=RuleSets(deny=rule(Path(exact("/admin"))))))
+        allowed = EffectivePolicy(
             authz=AuthzPolicy(http=RuleSets(allow=rule(Path(StringMatch(MatchKind.PREFIX, "/pub")))))
         )
 
         def mesh(option):
             return MeshConfig(trust_domain=MESH.trust_domain, path_normalization=option)
 
-        self.deny = {option: lab.workload(deny, mesh=mesh(option)) for option in PathNormalization}
-        self.allow = {option: lab.workload(allow, mesh=mesh(option)) for option in PathNormalization}
+        self.deny = {option: lab.workload(denied, mesh=mesh(option)) for option in PathNormalization}
+        self.allow = {option: lab.workload(allowed, mesh=mesh(option)) for option in PathNormalization}
+        beside = effective(deny(**what(paths=["/admin"])), allow(**what(paths=["/*"])))
+        self.beside = {option: lab.workload(beside, mesh=mesh(option)) for option in (NONE, DECODE)}
         self.template = lab.workload(
             EffectivePolicy(authz=AuthzPolicy(http=RuleSets(deny=rule(PathTemplate("/t/{**}")))))
         )
@@ -103,6 +107,15 @@ def test_b4_deny_admin(world, row):
     target, *expected = row
     got = [world.lab.http(world.deny[option], target).status for option in (NONE, BASE, MERGE, DECODE)]
     assert got == expected
+
+
+@pytest.mark.parametrize("target", ["//admin", "/%2fadmin", "/x%2f..%2fadmin"])
+def test_p45_a_deny_beside_an_allow_of_everything(world, target):
+    """P-45, with objects as people write them; without normalization the same path is another path."""
+    reply = world.lab.http(world.beside[DECODE], target)
+    assert (reply.status, reply.body) == (403, "RBAC: access denied")
+    assert world.lab.http(world.beside[DECODE], "/ok").status == 200
+    assert world.lab.http(world.beside[NONE], target).status == 200
 
 
 @pytest.mark.parametrize(

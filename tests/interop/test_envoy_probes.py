@@ -25,8 +25,13 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.fakes.envoy_pki import Pki
+from mesh.envoy.render import ProxyInput, render
+from mesh.policy.effective import EffectivePolicy, MtlsMode, TransportPolicy
+from mesh.topology import AppProtocol, SocketAddress, Workload, WorkloadPort
+from tests.fakes.envoy_lab import MESH, MESH_ALPN, request
+from tests.fakes.envoy_pki import Pki, spiffe
 from tests.fakes.envoy_process import EnvoyProcess, find_envoy, validate
+from tests.fakes.envoy_static import as_data, decode, inline
 from tests.fakes.injector_pods import CLASSIC, a_pod, bootstrap_of, container, injected, proxy_arguments
 
 pytestmark = [pytest.mark.envoy, pytest.mark.xdist_group("envoy-probes")]
@@ -35,6 +40,8 @@ pytestmark = [pytest.mark.envoy, pytest.mark.xdist_group("envoy-probes")]
 _NET = f"127.{64 + os.getpid() // 250 % 64}.{1 + os.getpid() % 250}"
 POD, ELSEWHERE = f"{_NET}.1", f"{_NET}.2"
 HTTP, HTTPS, GRPC, TCP, DEAD = 18080, 18443, 19000, 19999, 18081
+PEERS = 10_000
+"""Added to a port: where peers come in. No rules capture here, so the proxy has ports of its own."""
 DEADLINE = 40.0
 
 
@@ -135,6 +142,9 @@ def http_get(path: str, port: int, **fields: Any) -> dict[str, Any]:
     return {"httpGet": {"path": path, "port": port, **fields}}
 
 
+EXEC = {"exec": {"command": ["cat", "/tmp/healthy"]}, "periodSeconds": 5}
+
+
 def the_pod() -> dict[str, Any]:
     headers = [{"name": "Host", "value": "shop.example"}, {"name": "X-Probe", "value": "$(POD_NAME)"}]
     return a_pod(
@@ -156,6 +166,7 @@ def the_pod() -> dict[str, Any]:
             "kinds",
             livenessProbe={"tcpSocket": {"port": TCP}},
             readinessProbe={"grpc": {"port": GRPC, "service": "shop"}},
+            startupProbe=EXEC,
         ),
         annotations={
             "prometheus.istio.io/scrape-targets": f"{HTTP}:/metrics,{DEAD}",
@@ -173,11 +184,29 @@ def live(pod: dict[str, Any]) -> dict[str, Any]:
     return bootstrap
 
 
+def strict(pki: Pki) -> dict[str, list[dict[str, Any]]]:
+    """What the agent would send for the pod under STRICT, as static resources."""
+    kinds = {HTTP: AppProtocol.HTTP, GRPC: AppProtocol.HTTP2, TCP: AppProtocol.TCP}
+    ports = tuple(
+        WorkloadPort(number=number + PEERS, protocol=kind, app=SocketAddress(POD, number))
+        for number, kind in kinds.items()
+    )
+    pod = Workload(uid="web", namespace="demo", name="web", service_account="web", address=POD, ports=ports)
+    policy = EffectivePolicy(transport=TransportPolicy(MtlsMode.STRICT))
+    found = inline(render(ProxyInput(pod, policy, (), MESH)))
+    return {
+        "listeners": [as_data(listener) for listener in found.listeners],
+        "clusters": [as_data(cluster) for cluster in found.clusters],
+        "secrets": [as_data(decode(s)) for s in (pki.leaf(spiffe("web")).secret(), pki.roots())],
+    }
+
+
 @dataclasses.dataclass
 class Running:
     envoy: EnvoyProcess
     app: type[_App]
     health: _Health
+    peer: ssl.SSLContext
 
     def get(
         self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None, address: str = POD
@@ -205,9 +234,16 @@ def wait_for(condition: Callable[[], bool], what: str) -> float:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp("probes")
+    pki = Pki()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(*Pki().leaf("spiffe://cluster.local/ns/shop/sa/web").write(directory))
+    tls.load_cert_chain(*pki.leaf(spiffe("web", namespace="shop")).write(directory))
+    peer = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    peer.check_hostname, peer.verify_mode = False, ssl.CERT_NONE
+    peer.set_alpn_protocols(list(MESH_ALPN))
+    peer.load_cert_chain(*pki.leaf(spiffe("client")).write(directory))
     bootstrap = live(injected(the_pod(), CLASSIC))
+    for kind, items in strict(pki).items():
+        bootstrap["static_resources"].setdefault(kind, []).extend(items)
     with contextlib.ExitStack() as stack:
         app = stack.enter_context(http_app(HTTP))
         stack.enter_context(http_app(HTTPS, tls))
@@ -215,7 +251,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         text = json.dumps(bootstrap).replace("@gatehouse-admin", f"@gh-probes-{os.getpid()}")
         data = json.loads(text)
         envoy = stack.enter_context(_Abstract(data, directory / "envoy"))
-        yield Running(envoy, app, health)
+        yield Running(envoy, app, health, peer)
 
 
 class _Abstract(EnvoyProcess):
@@ -330,6 +366,33 @@ def test_a_grpc_probe_follows_the_health_service(running: Running) -> None:
     running.until(path, 503)
     running.health.serving = True
     running.until(path, 200)
+
+
+def test_p20_probes_pass_where_strict_shuts_plaintext_out(running: Running) -> None:
+    """P-20: http, tcp and gRPC pass while the same ports answer nobody without an identity; exec stays."""
+    for port in (HTTP, GRPC, TCP):
+        with socket.create_connection((POD, port + PEERS), timeout=DEADLINE) as plain:
+            plain.sendall(b"GET /health HTTP/1.1\r\nHost: web\r\n\r\n")
+            assert received(plain) == b"", port
+    with (
+        socket.create_connection((POD, HTTP + PEERS), timeout=DEADLINE) as raw,
+        running.peer.wrap_socket(raw) as mutual,
+    ):
+        assert request(mutual, "/health").status == 200, "the port itself is alive"
+    with tcp_app():
+        for path in ("/app-health/web/livez", "/app-health/kinds/livez", "/app-health/kinds/readyz"):
+            running.until(path, 200)
+    running.until("/app-health/kinds/livez", 503)
+    containers = injected(the_pod(), CLASSIC)["spec"]["containers"]
+    assert next(c for c in containers if c["name"] == "kinds")["startupProbe"] == EXEC
+
+
+def received(connection: socket.socket) -> bytes:
+    """What a peer answers before it ends the connection."""
+    try:
+        return connection.recv(4096)
+    except ConnectionResetError:
+        return b""
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_strict_shuts_out_a_pod_without_a_sidecar(
 
 
 def test_probes_pass_under_strict(mesh: Mesh, injected: Kubectl) -> None:
-    """INJ-28: pods that are made and live under STRICT become Ready and stay so, without a restart."""
+    """INJ-28, P-20: pods that are made and live under STRICT become Ready and stay so, without a restart."""
     injected.apply([peer_authentication("STRICT")])
     shop = open_shop(mesh.kube, injected)
     shop.wait_answer()
