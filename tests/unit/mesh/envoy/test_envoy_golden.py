@@ -109,6 +109,20 @@ def test_golden_redirect_outbound(unknown):
     check_golden(name, {"Listener": listeners, "RouteConfiguration": data["RouteConfiguration"]})
 
 
+@pytest.mark.parametrize("protocol", AppProtocol, ids=lambda p: p.value)
+def test_golden_headless(protocol):
+    """A pod in the mesh and one outside: a listener each, and one cluster of original destinations."""
+    found = replace(inputs.service(protocol), headless=True)
+    web = inputs.workload(interception=Interception.REDIRECT)
+    data = resources_as_data(
+        render(ProxyInput(web, EffectivePolicy(), (inputs.outbound(found),), inputs.MESH))
+    )
+    pods = {name: value for name, value in data["Listener"].items() if name.startswith("127.")}
+    assert pods.keys() == {"127.0.10.2_9080", "127.0.10.3_9080"}
+    direct = {name: value for name, value in data["Cluster"].items() if "|direct|" in name}
+    check_golden(f"envoy/headless-{protocol.value}.json".lower(), {"Listener": pods, "Cluster": direct})
+
+
 def test_golden_mesh_options():
     proxy = inputs.everything(
         MtlsMode.STRICT,
