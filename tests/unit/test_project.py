@@ -121,6 +121,14 @@ def test_the_readme_names_the_two_commands() -> None:
     assert "make test" in readme
 
 
+def test_every_make_verb_that_is_written_down_exists() -> None:
+    verbs = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    written = re.compile(r"(?:^\$ |^|`)make ([a-z-]+)", re.MULTILINE)
+    found = {(name, verb) for name, text in texts(".md").items() for verb in written.findall(text)}
+    assert {verb for _, verb in found} > {"demo", "test", "image"}
+    assert [place for place in sorted(found) if place[1] not in verbs] == []
+
+
 # ---- locks -------------------------------------------------------------------------------------
 
 
