@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.file_pages import FilePages, clean_mappings
+from nodeagent.file_pages import PAUSE, WORTH_IT, FilePages, clean_mappings
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -120,3 +122,45 @@ def test_where_the_system_does_not_tell_nothing_happens(
     monkeypatch.setattr("nodeagent.file_pages._PROCESS", tmp_path)
     pages = FilePages()
     assert (pages.idle(0.0), pages.idle(1e9)) == (0, 0)
+
+
+class Proc:
+    """A directory that says of a process what a test wants; its one mapping lies where nothing is mapped."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        (directory / "smaps").write_text("".join(mapping(start=0x1000, size=0x1000)))
+
+    def shared(self, kib: int) -> None:
+        pages = kib * 1024 // resource.getpagesize()
+        (self._directory / "statm").write_text(f"9999 9999 {pages} 1 0 1 0\n")
+
+    def break_smaps(self) -> None:
+        (self._directory / "smaps").unlink()
+
+
+def test_it_is_done_again_after_a_pause_and_only_for_pages_that_came_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "nodeagent.file_pages")
+    monkeypatch.setattr("nodeagent.file_pages._PROCESS", tmp_path)
+    proc, pages = Proc(tmp_path), FilePages()
+    proc.shared(WORTH_IT - 4)
+    pages.idle(0.0)
+    assert caplog.messages == [], "too little"
+    proc.shared(3 * WORTH_IT)
+    assert pages.idle(1.0) == 0, "a mapping that the kernel refuses does not count"
+    assert caplog.messages == ["pages of files are no longer mapped"]
+    pages.idle(1.0 + 2 * PAUSE)
+    proc.shared(4 * WORTH_IT - 4)
+    pages.idle(1.0 + 3 * PAUSE)
+    assert len(caplog.messages) == 1, "what stayed the last time is not tried again"
+    proc.shared(4 * WORTH_IT)
+    pages.idle(1.0 + 4 * PAUSE)
+    proc.shared(9 * WORTH_IT)
+    pages.idle(1.0 + 4.5 * PAUSE)
+    assert len(caplog.messages) == 2, "a burst of work keeps its pages"
+    proc.break_smaps()
+    pages.idle(1.0 + 6 * PAUSE)
+    pages.idle(1.0 + 60 * PAUSE)
+    assert caplog.messages[2:] == ["pages of files stay mapped"], "told once, not tried for ever"
