@@ -92,6 +92,12 @@ OTHER_KEY = prove(make_csr(), ME, Profile())
             "key kind",
             id="X-10-kind",
         ),
+        pytest.param(
+            SPEC._replace(key=SPEC.key._replace(dns=("ca.istio-system.svc",))),
+            LintCode.IDENTITY,
+            "other DNS names than were granted",
+            id="granted-names-of-another-request",
+        ),
     ],
 )
 def test_a_tbs_that_says_something_else(spec, code, words, linted):

@@ -174,6 +174,17 @@ def test_d4_a_jump_while_waiting_to_retry_shortens_the_wait(bench: Bench) -> Non
     assert bench.poll().attempt is not None
 
 
+def test_d4_a_jump_while_an_attempt_runs_delays_nothing(bench: Bench) -> None:
+    """A machine that slept during a renewal: what was due before is still wanted at once."""
+    bench.issue()
+    bench.to_renewal()
+    assert bench.poll().attempt is Priority.ROUTINE
+    bench.now += 2 * HOUR
+    step = bench.poll()
+    assert step.jumped
+    assert step.attempt is Priority.ROUTINE
+
+
 def test_d4_clock_jump_back_keeps_the_certificate(bench: Bench) -> None:
     bench.issue()
     bench.poll()
