@@ -45,9 +45,10 @@ class MeshConfig:
         jwt_require_expiration: refuse tokens without `exp`.
         jwt_clock_skew_seconds: tolerance on `exp` and `nbf`.
         drain_seconds: how long old TCP connections live after a change of their chain.
-        max_connection_seconds: an HTTP connection is told to end at that age, so that a peer proves
-            its identity anew; 0 = never. A handshake is checked once, so a connection can outlive
-            its certificate and a removed root by this much: keep it under the lifetime of leaves.
+        max_connection_seconds: an HTTP connection is told to end by that age (from 90 % of it on), so
+            that a peer proves its identity anew; 0 = never. A handshake is checked once, so a
+            connection can outlive its certificate and a removed root by this much: keep it under the
+            lifetime of leaves.
     """
 
     trust_domain: TrustDomain

@@ -205,8 +205,8 @@ class MeshSettings:
         maximum=600,
     )
     max_connection_seconds: int = setting(
-        "An HTTP connection is told to end at that age, so that a peer proves its identity anew; half of a"
-        " leaf's default life. 0 = never.",
+        "An HTTP connection is told to end by that age (from 90 % of it on, drawn for each), so that a peer"
+        " proves its identity anew; half of a leaf's default life. 0 = never.",
         default=43_200,
         minimum=0,
         maximum=604_800,

@@ -22,6 +22,7 @@ from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_stat
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2 as early_pb2
 from envoy.type.matcher.v3 import string_pb2
+from envoy.type.v3 import percent_pb2
 
 from mesh.envoy import extensions
 from mesh.envoy import messages as m
@@ -31,6 +32,9 @@ SERVER_NAME: Final = "gatehouse"
 REQUEST_HEADERS_TIMEOUT_SECONDS: Final = 30
 EARLY_DATA_BYTES: Final = 1024
 """Envoy asks for a bound on what it reads before it connects to the application."""
+JITTER_FIELD: Final = 8
+"""Number of `HttpProtocolOptions.max_connection_duration_jitter`."""
+JITTER_PERCENT: Final = 10
 
 _HCM: Final = "envoy.filters.network.http_connection_manager"
 _ALPN_KEY: Final = "envoy.network.application_protocols"
@@ -175,10 +179,18 @@ def _manager(stat_prefix: str, mesh: MeshConfig, filters: Iterable[Any]) -> Any:
     manager.early_header_mutation_extensions.append(_without_envoy_headers())
     _set_path_normalization(manager, mesh.path_normalization)
     if mesh.max_connection_seconds:
-        manager.common_http_protocol_options.CopyFrom(
-            protocol_pb2.HttpProtocolOptions(max_connection_duration=m.seconds(mesh.max_connection_seconds))
-        )
+        manager.common_http_protocol_options.CopyFrom(_bounded_age(mesh.max_connection_seconds))
     return manager
+
+
+def _bounded_age(most: int) -> Any:
+    """Connections end softly at 90 to 99 % of `most` seconds, drawn for each.
+
+    Those of one age, made after a restart, would else end and be made anew together for ever.
+    """
+    options = protocol_pb2.HttpProtocolOptions(max_connection_duration=m.tenths(most * 9))
+    m.add_unpublished(options, JITTER_FIELD, percent_pb2.Percent(value=JITTER_PERCENT))
+    return options
 
 
 def _without_envoy_headers() -> Any:

@@ -51,6 +51,28 @@ def seconds(value: int) -> duration_pb2.Duration:
     return duration_pb2.Duration(seconds=value)
 
 
+def tenths(value: int) -> duration_pb2.Duration:
+    """A duration of tenths of a second."""
+    return duration_pb2.Duration(seconds=value // 10, nanos=value % 10 * 100_000_000)
+
+
+def add_unpublished(message: Any, number: int, value: Any) -> None:
+    """Set a message field that our Envoy has and the newest published messages of its API do not.
+
+    It travels as a field that protobuf does not know here, and keeps. Data made of the message (golden
+    files) does not show it.
+
+    Args:
+        message: gets the field; once published, the field itself is set by the same bytes.
+        number: of the field, 1 to 15.
+        value: a message of less than 128 bytes.
+    """
+    body = encode(value)
+    if not 1 <= number <= 15 or len(body) > 127:
+        raise AssertionError("tag and length must be one byte each")
+    message.MergeFromString(bytes((number << 3 | 2, len(body))) + body)
+
+
 def boolean(value: bool) -> wrappers_pb2.BoolValue:
     """A boolean that is present even when false."""
     return wrappers_pb2.BoolValue(value=value)

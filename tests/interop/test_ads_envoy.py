@@ -6,6 +6,9 @@ What Envoy holds is read from its own admin interface; what it said is read from
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
+import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,6 +30,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 )
 from google.protobuf.json_format import ParseDict
 
+from mesh.envoy.render import ProxyInput, render
 from mesh.envoy.resources import (
     CLUSTER,
     ENDPOINT,
@@ -35,11 +39,14 @@ from mesh.envoy.resources import (
     Resource,
     ResourceSet,
 )
+from mesh.topology import AppProtocol, SocketAddress, WorkloadPort
 from nodeagent.cache import WorkloadCache
 from nodeagent.sockets import WorkloadSocket, prepare_base
 from tests.fakes.agent_events import RecordedEvents
 from tests.fakes.agent_identity import authority, identity, publish
+from tests.fakes.envoy_inputs import MESH, policy, workload
 from tests.fakes.envoy_process import EnvoyProcess
+from tests.fakes.ports import claim_port
 
 DEADLINE = 40.0
 FORMS = ["GRPC", "DELTA_GRPC"]
@@ -333,4 +340,20 @@ async def test_restart_of_the_agent_changes_nothing_and_the_next_change_arrives(
         await web.accepts(web.cache.snapshot.config or ResourceSet())
         after = await asyncio.to_thread(web.envoy.stats, "listener_manager.listener_(modified|removed)$")
         assert before == after
+        assert web.events.nacks == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_p10_envoy_knows_the_field_that_the_published_messages_do_not(form: str) -> None:
+    """Connections of one age end apart: Envoy has read the jitter beside the duration, in each listener."""
+    port, app = claim_port(), SocketAddress("127.0.0.1", 9)
+    ports = (WorkloadPort(number=port, protocol=AppProtocol.HTTP, app=app),)
+    web_workload = dataclasses.replace(workload(), address="127.0.0.1", ports=ports)
+    async with proxy(form) as web:
+        await web.accepts(web.publish(*render(ProxyInput(web_workload, policy(), (), MESH))))
+        dump = json.dumps((await asyncio.to_thread(web.envoy.config_dump))["configs"])
+        found = re.findall(r'"common_http_protocol_options": (\{(?:[^{}]|\{[^{}]*\})*\})', dump)
+        wanted = {"max_connection_duration": "38880s", "max_connection_duration_jitter": {"value": 10}}
+        assert found
+        assert all(json.loads(text) == wanted for text in found)
         assert web.events.nacks == []
