@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.cluster import packages
+from tests.cluster import apt_sources, packages
 from tests.cluster.layout import SERVERS, Layout
 from tests.cluster.run import ClusterError, run
 
@@ -115,7 +115,7 @@ def _fetch_source(work: Path) -> str:
     parts = work / "apt" / "parts"
     parts.mkdir(parents=True)
     (work / "apt" / "lists" / "partial").mkdir(parents=True)
-    (parts / "source.sources").write_text(_source_stanzas(), encoding="utf-8")
+    _write_sources(parts)
     # Lists of their own: nothing of the machine's is changed.
     apt = [
         "apt-get",
@@ -153,23 +153,18 @@ def _fetch_source(work: Path) -> str:
     return found[1] or found[2]
 
 
-def _source_stanzas() -> str:
-    """The machine's own Debian sources as `deb-src`."""
-    release = Path("/etc/os-release").read_text(encoding="utf-8")
-    codename = re.search(r"VERSION_CODENAME=(\w+)", release)
-    if codename is None:
-        raise ClusterError("/etc/os-release names no VERSION_CODENAME: is this Debian?")
-    stanzas = [
-        re.sub(r"(?m)^Types:.*$", "Types: deb-src", stanza.strip())
-        for file in sorted(Path("/etc/apt/sources.list.d").glob("*.sources"))
-        for stanza in re.split(r"\n\s*\n", file.read_text(encoding="utf-8"))
-        if codename[1] in stanza and "debian-archive" in stanza
-    ]
-    if not stanzas:
+def _write_sources(parts: Path) -> None:
+    """The machine's own Debian archives as `deb-src`, into a directory of source parts."""
+    codename = packages.release().get("VERSION_CODENAME", "")
+    lines, stanzas = apt_sources.source_entries(codename, apt_sources.lists())
+    if not lines and not stanzas:
         raise ClusterError(
-            "no Debian archive among /etc/apt/sources.list.d/*.sources to take the source from"
+            f"no archive of Debian {codename or '(of which release?)'} with `main` under /etc/apt to take the"
+            " source of Kubernetes from; next: add one to /etc/apt/sources.list"
         )
-    return "\n\n".join(stanzas) + "\n"
+    for name, text in (("source.list", lines), ("source.sources", stanzas)):
+        if text:
+            (parts / name).write_text(text, encoding="utf-8")
 
 
 def _fix_map_iteration(source: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from pathlib import Path
 
@@ -24,15 +23,27 @@ _PACKAGES = {
     "runc": "runc",
     "sysctl": "procps",
 }
+_SYSTEM = ("debian", "bookworm")
 
 
 def why_not_here() -> str:
     """Why this machine cannot run the cluster; empty when it can."""
-    if platform.system() != "Linux" or not shutil.which("apt-get"):
-        return "needs Debian (or Ubuntu): its packages and its Kubernetes source"
+    found = release()
+    if (found.get("ID"), found.get("VERSION_CODENAME")) != _SYSTEM:
+        return "needs Debian 12 (bookworm): its packages, and the last source of a whole Kubernetes (1.20)"
     if os.geteuid() != 0:
         return "needs root: namespaces, mounts, control groups"
     return ""
+
+
+def release(file: Path = Path("/etc/os-release")) -> dict[str, str]:
+    """The names of this system, os-release(5); empty where it does not say."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
+    return {name: value.strip("\"'") for name, _, value in pairs}
 
 
 def install(*, extra: tuple[str, ...] = ()) -> None:
