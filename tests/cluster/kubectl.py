@@ -13,6 +13,11 @@ from tests.cluster.run import ClusterError, run, wait_for
 
 Object = dict[str, Any]
 
+PATIENCE = 180.0
+"""How long the pods of a test may take, seconds. Kubelets up to 1.20 let a deleted pod of several containers
+go only when their next collection of dead containers comes, once a minute: a minute is no deadline for it.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Kubectl:
@@ -82,7 +87,7 @@ class Kubectl:
             )
         return str(names[0])
 
-    def wait_ready(self, selector: str = "", *, count: int = 1, seconds: float = 90) -> list[Object]:
+    def wait_ready(self, selector: str = "", *, count: int = 1, seconds: float = PATIENCE) -> list[Object]:
         """Wait until at least `count` pods match and all that match are Ready; returns them.
 
         Raises:
@@ -97,7 +102,7 @@ class Kubectl:
         self._wait(f"Ready pods {selector} in {self.namespace}", all_ready, seconds)
         return found
 
-    def wait_gone(self, *words: str, seconds: float = 60) -> None:
+    def wait_gone(self, *words: str, seconds: float = PATIENCE) -> None:
         """Wait until `kubectl get ...` finds nothing."""
         self._wait(
             f"the end of {' '.join(words)}", lambda: not self("get", *words, "-o", "name").strip(), seconds

@@ -53,7 +53,7 @@ class Shop:
             good, said = self.get(path, **where)
             return good
 
-        wait_for(f"an answer of {where or 'server'} {path}", answers, seconds=30)
+        wait_for(f"an answer of {where or 'server'} {path}", answers, seconds=60)
         return said
 
     def wait_refused(self, **where: str) -> str:
@@ -65,7 +65,7 @@ class Shop:
             good, said = self.get("/health", **where)
             return not good
 
-        wait_for(f"a refusal of {where or 'server'}", refused, seconds=30)
+        wait_for(f"a refusal of {where or 'server'}", refused, seconds=60)
         return said
 
 

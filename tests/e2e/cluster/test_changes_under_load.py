@@ -75,7 +75,7 @@ def test_the_authority_is_away(mesh: Mesh, injected: Kubectl) -> None:
         injected("scale", "deployment/client", "--replicas=2")
         mesh.kubectl("scale", ca, f"--replicas={replicas}")
         mesh.wait()
-        injected.wait_ready("app=client", count=2, seconds=120)
+        injected.wait_ready("app=client", count=2)
     no_failure(outcome)
 
 

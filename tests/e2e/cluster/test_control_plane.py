@@ -61,7 +61,7 @@ def test_a_job_ends(mesh: Mesh, injected: Kubectl) -> None:
         assert "Failed" not in [item["type"] for item in conditions], injected.story()
         return "Complete" in [item["type"] for item in conditions]
 
-    wait_for("the end of the job", ended, seconds=90)
+    wait_for("the end of the job", ended, seconds=180)
     (found,) = [item for item in injected.items("pods") if item["metadata"]["name"].startswith("once-")]
     assert {status["name"] for status in found["status"]["containerStatuses"]} == {"app", "istio-proxy"}
     assert f"/ns/{injected.namespace}/sa/client" in injected("logs", found["metadata"]["name"], "-c", "app")

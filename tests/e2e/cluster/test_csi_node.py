@@ -104,7 +104,7 @@ class NodeProcess:
         except StatusError:
             return {"ready": False, "workloads": []}
 
-    def wait_ready(self, seconds: float = 30) -> None:
+    def wait_ready(self, seconds: float = 60) -> None:
         wait_for("a ready agent", lambda: self.status()["ready"], seconds=seconds)
 
     def workload(self, name: str) -> dict[str, Any] | None:
@@ -230,7 +230,7 @@ def test_publish_kill_restart_republish_unpublish(
     agent.kill()
     pods("delete", "pod", "web", "--wait=false")
     agent.start()
-    pods.wait_gone("pods", seconds=120)
+    pods.wait_gone("pods")
     until("an agent without volumes", lambda: agent.status()["ready"] and not agent.volume_files())
     assert agent.workload(workload) is None
 
@@ -268,5 +268,5 @@ def test_g09_a_pod_that_starts_while_the_agent_is_away_waits_for_it(
     pods.apply([mounting_pod(kube, agent, "early")])
     until("a mount that failed", lambda: agent.driver in events(pods))
     agent.start()
-    pods.wait_ready("app=early", seconds=120)
+    pods.wait_ready("app=early")
     assert connects(pods, "early")

@@ -67,7 +67,7 @@ def test_captures_with_net_admin_alone_and_twice(kube: ClusterUnderTest, namespa
     server = pods["server"]["status"]["podIP"]
     for init in ("istio-init", "again"):
         assert "capture is in place and verified (nft" in namespace("logs", "captured", "-c", init)
-    wait_for("the server", lambda: connects(namespace, "istio-proxy", server, 9080), seconds=10)
+    wait_for("the server", lambda: connects(namespace, "istio-proxy", server, 9080), seconds=60)
     # No Envoy listens on 15001 and 15006: what is captured finds nobody.
     assert not connects(namespace, "app", server, 9080)
     assert connects(namespace, "app", "127.0.0.1", 9080)

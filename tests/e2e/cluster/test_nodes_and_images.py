@@ -62,7 +62,7 @@ def test_pods_reach_each_other_across_nodes(kube: ClusterUnderTest, namespace: K
             code, said = namespace.execute("caller", "app", *get)
             return code == 0 and "details is healthy" in said
 
-        wait_for(f"an answer from {host}", answers, seconds=20)
+        wait_for(f"an answer from {host}", answers, seconds=60)
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,4 @@ def test_the_bookshop_works_without_a_mesh(kube: ClusterUnderTest, namespace: Ku
         code, said = namespace.execute("deploy/details-v1", "details", *page)
         return code == 0 and "Book Details" in said and "Book Reviews" in said and "Error" not in said
 
-    wait_for("the whole page", whole, seconds=30)
+    wait_for("the whole page", whole, seconds=60)

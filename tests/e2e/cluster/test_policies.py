@@ -54,7 +54,7 @@ def wait_status(shop: Shop, status: str, path: str = "/health", **how: str) -> s
         said = ask(shop, path, **how)
         return said.startswith(status)
 
-    wait_for(f"{status} for {path} {how}", seen, seconds=30)
+    wait_for(f"{status} for {path} {how}", seen, seconds=60)
     return said
 
 
@@ -144,6 +144,6 @@ def test_the_bookshop_in_the_mesh(mesh: Mesh, injected: Kubectl) -> None:
     injected.apply(
         [policy("AuthorizationPolicy", "details", only), policy("AuthorizationPolicy", "store", closed)]
     )
-    wait_for("details are shut", lambda: "Error fetching product details!" in page(), seconds=30)
-    wait_for("the store is shut", lambda: "Ratings service is currently unavailable" in page(), seconds=30)
+    wait_for("details are shut", lambda: "Error fetching product details!" in page(), seconds=60)
+    wait_for("the store is shut", lambda: "Ratings service is currently unavailable" in page(), seconds=60)
     assert "Book Reviews" in page()

@@ -135,7 +135,7 @@ def test_a_policy_that_came_unseen_is_not_accepted_and_can_be_repaired(
 
     mesh.kube.kubectl("delete", CONFIGURATION)
     try:
-        wait_for("an API server that asks nobody", stored, seconds=30)
+        wait_for("an API server that asks nobody", stored, seconds=60)
         found = wait_condition(namespace, "old", "False", 1)
     finally:
         mesh.install()  # brings the configuration back

@@ -63,7 +63,7 @@ def test_uninstall_leaves_nothing(mesh: Mesh, new_namespace: Callable[..., Kubec
     injected.wait_gone("pods")
     try:
         mesh.uninstall()
-        mesh.kubectl.wait_gone("pods", seconds=90)
+        mesh.kubectl.wait_gone("pods")
         assert mesh.leftovers() == set()
         injected.apply([account("server"), workload(mesh.kube, "server")])
         (item,) = injected.wait_ready()
