@@ -67,6 +67,8 @@ _LABELS: Json = {"type": "object", "additionalProperties": {"type": "string", "m
 _ANNOTATIONS: Json = {"type": "object", "additionalProperties": {"type": "string"}}
 _OBJECTS: Json = {"type": "array", "items": {"type": "object"}}
 _FREE: Json = {"type": "object"}
+# `required` is about maps only: text is a template.
+_EXTRA_OBJECT: Json = {"type": ["object", "string"], "required": ["apiVersion", "kind", "metadata"]}
 _QUANTITY: Json = {"type": ["string", "integer"], "pattern": r"^[0-9.]+(m|k|Ki|M|Mi|G|Gi)?$"}
 
 
@@ -82,6 +84,7 @@ def values_schema() -> Json:
                 "fullnameOverride": {"type": "string", "maxLength": 40},
                 "commonLabels": _LABELS,
                 "commonAnnotations": _ANNOTATIONS,
+                "extraObjects": _list(_EXTRA_OBJECT),
                 "trustDomain": {"type": "string", "pattern": "^[a-z0-9._-]{1,255}$"},
                 "clusterDomain": {"type": "string", "pattern": "^[a-z0-9.-]{1,253}$"},
                 "image": _image(),

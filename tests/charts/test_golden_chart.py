@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.fakes.helm import CHART, Rendered, helm, render
+from tests.fakes.helm import CHART, HelmError, Rendered, helm, render
 
 PRODUCTION: dict[str, Any] = {
     "image": {
@@ -31,6 +31,28 @@ PRODUCTION: dict[str, Any] = {
         "egress": {"enabled": True},
     },
     "upkeep": {"issuerRoots": "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"},
+    "extraObjects": [
+        {
+            "apiVersion": "scheduling.k8s.io/v1",
+            "kind": "PriorityClass",
+            "metadata": {"name": "shop", "annotations": {"note": "{{ not a template }}"}},
+            "value": 1_000_000,
+        },
+        """\
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: {{ include "gatehouse.fullname" . }}-trust-domain
+  namespace: {{ .Release.Namespace }}
+data:
+  trust-domain: {{ .Values.trustDomain }}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: {{ .Release.Name }}-second
+""",
+    ],
 }
 
 
@@ -192,6 +214,15 @@ def test_names_fit_whatever_the_release_is_called() -> None:
     other = render(release="mesh")
     assert other.one("Deployment", "mesh-gatehouse-ca")
     assert "mesh-gatehouse-ca.istio-system.svc:15012" in other.text
+
+
+def test_extra_objects_are_maps_or_templates() -> None:
+    chart = _production()
+    assert chart.one("PriorityClass", "shop") == PRODUCTION["extraObjects"][0]
+    assert chart.one("ConfigMap", "gatehouse-trust-domain")["data"] == {"trust-domain": "prod.example"}
+    assert chart.one("ConfigMap", "gatehouse-second")
+    with pytest.raises(HelmError, match="no such name"):
+        render(values={"extraObjects": ['{{ fail "no such name" }}']})
 
 
 def test_values_may_add_to_pods() -> None:

@@ -95,6 +95,8 @@ REFUSED = [
     ("trust-domain", {"trustDomain": "Cluster.Local"}, "trustDomain: Does not match pattern"),
     ("path", {"nodeagent": {"kubeletDir": "var/lib"}}, "nodeagent.kubeletDir: Does not match pattern"),
     ("webhook-seconds", {"injector": {"webhook": {"timeoutSeconds": 31}}}, "timeoutSeconds: Must be"),
+    ("extra-object", {"extraObjects": [{"kind": "ConfigMap"}]}, "extraObjects.0: apiVersion is required"),
+    ("extra-number", {"extraObjects": [1]}, "extraObjects.0: Invalid type"),
     ("quantity", {"ca": {"resources": {"limits": {"memory": "lots"}}}}, "ca.resources.limits.memory"),
 ]  # fmt: skip
 
