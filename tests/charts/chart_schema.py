@@ -152,6 +152,7 @@ def _ca() -> Json:
             **_component(),
             **_spread(),
             "replicas": _count(),
+            "autoscaling": _autoscaling(),
             "pdb": _pdb(),
             "existingSecret": _TEXT,
             "keepRoot": _FLAG,
@@ -167,6 +168,7 @@ def _injector() -> Json:
             **_component(),
             **_spread(),
             "replicas": _count(),
+            "autoscaling": _autoscaling(),
             "pdb": _pdb(),
             "revision": _NAME,
             "tags": _list(_NAME),
@@ -239,6 +241,18 @@ def _pdb() -> Json:
         {
             "enabled": _FLAG,
             "maxUnavailable": {"type": ["integer", "string"], "pattern": "^[0-9]{1,3}%$", "minimum": 1},
+        }
+    )
+
+
+def _autoscaling() -> Json:
+    """No word here can compare two keys: templates/autoscaling.yaml refuses a minimum above the maximum."""
+    return _map(
+        {
+            "enabled": _FLAG,
+            "minReplicas": _count(),
+            "maxReplicas": _count(),
+            "targetCPU": {"type": "integer", "minimum": 1, "maximum": 1000},
         }
     )
 

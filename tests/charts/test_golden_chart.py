@@ -30,6 +30,8 @@ PRODUCTION: dict[str, Any] = {
         ],
         "egress": {"enabled": True},
     },
+    "ca": {"autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 6}},
+    "injector": {"autoscaling": {"enabled": True, "minReplicas": 3, "targetCPU": 60}},
     "upkeep": {"issuerRoots": "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"},
     "extraObjects": [
         {
@@ -107,6 +109,24 @@ def test_what_depends_on_the_cluster(kube: str, budget: str, conditions: bool) -
     assert {"matchConditions" in entry for entry in webhook["webhooks"]} == {conditions}
 
 
+@pytest.mark.parametrize(
+    ("kube", "version"),
+    [("1.20.2", "autoscaling/v2beta2"), ("1.22.17", "autoscaling/v2beta2"), ("1.23.0", "autoscaling/v2")],
+)
+def test_an_autoscaler_has_the_number_of_replicas(kube: str, version: str) -> None:
+    chart = render(values={"ca": {"autoscaling": {"enabled": True, "targetCPU": 70}}}, kube=kube)
+    (scaler,) = chart.all("HorizontalPodAutoscaler")
+    assert scaler["apiVersion"] == version
+    assert scaler["spec"]["scaleTargetRef"]["name"] == "gatehouse-ca"
+    assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (2, 10)
+    assert scaler["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"] == 70
+    assert "replicas" not in chart.one("Deployment", "gatehouse-ca")["spec"]
+    assert chart.one("Deployment", "gatehouse-injector")["spec"]["replicas"] == 2
+    for deployment in _production().all("Deployment"):
+        for container in deployment["spec"]["template"]["spec"]["containers"]:
+            assert container["resources"]["requests"]["cpu"]  # what the share is a share of
+
+
 @pytest.fixture
 def notes(tmp_path: Path) -> Callable[..., str]:
     """NOTES.txt, which `helm template` leaves out: shown as an object of a copy of the chart."""
@@ -160,6 +180,15 @@ def test_notes_tell_what_is_special(notes: Callable[..., str]) -> None:
     )
     assert "image.registry is empty" not in text
     assert "removes the policy kinds" not in text
+
+
+@pytest.mark.parametrize("component", ["ca", "injector"])
+def test_notes_advise_two_replicas_at_least(notes: Callable[..., str], component: str) -> None:
+    text = notes(**{component: {"replicas": 1, "autoscaling": {"enabled": True}}})
+    assert "WARNING" not in text
+    text = notes(**{component: {"replicas": 3, "autoscaling": {"enabled": True, "minReplicas": 1}}})
+    assert f"WARNING: {component}.autoscaling.minReplicas is 1: while it restarts" in text
+    assert "Take 2 or more." in text
 
 
 def test_two_renders_are_the_same_bytes() -> None:

@@ -43,6 +43,19 @@ def test_what_the_chart_renders_is_valid(values: dict[str, Any], version: str) -
 
 
 @pytest.mark.parametrize(
+    ("kube", "wanted", "schema"),
+    [("1.20.2", "v2beta2", "1.25"), ("1.23.0", "v2", "1.25"), ("1.37.0", "v2", "1.37")],
+)
+def test_autoscalers_are_valid(kube: str, wanted: str, schema: str) -> None:
+    """1.25 is the last to serve v2beta2 and the oldest whose schema is here; there both are checked."""
+    values = {name: {"autoscaling": {"enabled": True}} for name in ("ca", "injector")}
+    found = render(values=values, kube=kube).all("HorizontalPodAutoscaler")
+    assert [item["apiVersion"] for item in found] == [f"autoscaling/{wanted}"] * 2
+    for item in found:
+        check(item, schema)
+
+
+@pytest.mark.parametrize(
     ("features", "version"), [(CLASSIC, "1.25"), (CLASSIC, "1.37"), (NATIVE, "1.29"), (NATIVE, "1.37")]
 )
 def test_injected_pods_are_valid(features: Any, version: str) -> None:

@@ -95,6 +95,8 @@ REFUSED = [
     ("trust-domain", {"trustDomain": "Cluster.Local"}, "trustDomain: Does not match pattern"),
     ("path", {"nodeagent": {"kubeletDir": "var/lib"}}, "nodeagent.kubeletDir: Does not match pattern"),
     ("webhook-seconds", {"injector": {"webhook": {"timeoutSeconds": 31}}}, "timeoutSeconds: Must be"),
+    ("scale-zero", {"ca": {"autoscaling": {"minReplicas": 0}}}, "ca.autoscaling.minReplicas: Must be"),
+    ("scale-typo", {"ca": {"autoscaling": {"targetCpu": 50}}}, "Additional property targetCpu"),
     ("extra-object", {"extraObjects": [{"kind": "ConfigMap"}]}, "extraObjects.0: apiVersion is required"),
     ("extra-number", {"extraObjects": [1]}, "extraObjects.0: Invalid type"),
     ("quantity", {"ca": {"resources": {"limits": {"memory": "lots"}}}}, "ca.resources.limits.memory"),
@@ -111,6 +113,16 @@ def test_bad_values_are_refused_with_the_field(values: dict[str, Any], message: 
 def test_namespaces_by_default_needs_names_of_namespaces() -> None:
     with pytest.raises(HelmError, match=r"needs Kubernetes 1\.21.*istio-injection=enabled"):
         render(values={"injector": {"namespacesByDefault": True}}, kube="1.20.2")
+
+
+@pytest.mark.parametrize("component", ["ca", "injector"])
+def test_fewest_replicas_above_most_are_refused(component: str) -> None:
+    scaling = {"enabled": True, "minReplicas": 5, "maxReplicas": 4}
+    with pytest.raises(HelmError) as refused:
+        render(values={component: {"autoscaling": scaling}})
+    wanted = f"{component}.autoscaling.minReplicas is 5 and {component}.autoscaling.maxReplicas is 4"
+    assert wanted in str(refused.value)
+    assert render(values={component: {"autoscaling": {**scaling, "enabled": False}}})
 
 
 def test_too_old_clusters_are_refused() -> None:

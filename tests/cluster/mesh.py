@@ -21,7 +21,7 @@ _KINDS = (
     *("clusterroles", "clusterrolebindings", *WEBHOOKS),
     *("csidrivers", "crds", "priorityclasses"),
     *("configmaps", "secrets", "services", "serviceaccounts", "deployments", "daemonsets", "pods", "leases"),
-    *("roles", "rolebindings", "networkpolicies", "poddisruptionbudgets"),
+    *("roles", "rolebindings", "networkpolicies", "poddisruptionbudgets", "horizontalpodautoscalers"),
 )
 _LABELLED_BY_HAND = ("kube-system", "kube-public", "kube-node-lease", NAMESPACE)
 

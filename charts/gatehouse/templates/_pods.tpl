@@ -52,6 +52,14 @@ tolerations:
 {{- end }}
 {{- end -}}
 
+{{/* The number of pods, unless an autoscaler has it: an upgrade would set it back each time. */}}
+{{- define "gatehouse.replicas" -}}
+{{- $values := index (index . 0).Values (index . 1) -}}
+{{- if not $values.autoscaling.enabled -}}
+replicas: {{ $values.replicas | int64 }}
+{{- end -}}
+{{- end -}}
+
 {{/* Different nodes and zones, by preference: a cluster of one node works too. */}}
 {{- define "gatehouse.spread" -}}
 {{- $values := index (index . 0).Values (index . 1) -}}
