@@ -101,13 +101,22 @@ def values_schema() -> Json:
                         "prometheusRule": _map({"enabled": _FLAG, "labels": _LABELS}),
                     }
                 ),
+                "podSecurity": _map(
+                    {"runAsUser": _number(1), "runAsGroup": _number(0), "fsGroup": _number(0)}
+                ),
+                "openshift": _map({"enabled": _FLAG}),
                 "networkPolicy": _map(
                     {
                         "enabled": _FLAG,
                         "metricsFrom": _OBJECTS,
                         "caFrom": _OBJECTS,
                         "egress": _map(
-                            {"enabled": _FLAG, "apiServerPorts": _ports(), "issuerPorts": _ports()}
+                            {
+                                "enabled": _FLAG,
+                                "dnsPorts": _ports(),
+                                "apiServerPorts": _ports(),
+                                "issuerPorts": _ports(),
+                            }
                         ),
                     }
                 ),
@@ -263,6 +272,11 @@ def _count() -> Json:
 
 def _ports() -> Json:
     return _list({"type": "integer", "minimum": 1, "maximum": 65535})
+
+
+def _number(least: int) -> Json:
+    """Number of a user or a group, or null."""
+    return {"type": ["integer", "null"], "minimum": least, "maximum": 2**31 - 1}
 
 
 def _duration() -> Json:

@@ -14,8 +14,8 @@ from tests.charts.test_golden_chart import PRODUCTION
 from tests.fakes.helm import CHART, render
 from tests.fakes.injector_pods import CLASSIC, NATIVE, a_pod, container, injected
 
-OF_OTHERS = {"ServiceMonitor", "PodMonitor"}
-"""Kinds of the Prometheus operator."""
+OF_OTHERS = {"ServiceMonitor", "PodMonitor", "SecurityContextConstraints"}
+"""Kinds of the Prometheus operator and of OpenShift."""
 PROBES = {
     "livenessProbe": {"httpGet": {"path": "/live", "port": 8080}},
     "readinessProbe": {"tcpSocket": {"port": 8080}},
@@ -30,9 +30,13 @@ def check(item: dict[str, Any], version: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.25", "1.31", "1.37"])
-@pytest.mark.parametrize("values", [{}, PRODUCTION], ids=["defaults", "production"])
-def test_what_the_chart_renders_is_valid(values: dict[str, Any], version: str) -> None:
-    files = [CHART / "values-ha.yaml"] if values else []
+@pytest.mark.parametrize(
+    ("profile", "values"),
+    [("", {}), ("ha", {}), ("minimal", {}), ("openshift", {}), ("ha", PRODUCTION)],
+    ids=["defaults", "ha", "minimal", "openshift", "production"],
+)
+def test_what_the_chart_renders_is_valid(profile: str, values: dict[str, Any], version: str) -> None:
+    files = [CHART / f"values-{profile}.yaml"] if profile else []
     found = render(values=values, files=files, kube=f"{version}.0").objects
     kinds = {item["kind"] for item in found} - OF_OTHERS
     assert {"CSIDriver", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"} <= kinds

@@ -41,7 +41,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
   namespace: {{ (index . 0).Release.Namespace }}
 {{- end -}}
 
-{{/* `metadata` of an object without a namespace. A fourth item is a map of more annotations. */}}
+{{/* `metadata` of an object without a namespace. A fourth item is a map of more annotations, a fifth
+     one of more labels. */}}
 {{- define "gatehouse.meta-cluster" -}}
 {{- $root := index . 0 -}}
 {{- $annotations := dict -}}
@@ -50,6 +51,9 @@ metadata:
   name: {{ index . 2 }}
   labels:
     {{- include "gatehouse.labels" (list $root (index . 1)) | nindent 4 }}
+    {{- if gt (len .) 4 }}{{ with index . 4 }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}{{ end }}
 {{- with merge (dict) $annotations $root.Values.commonAnnotations }}
   annotations:
     {{- toYaml . | nindent 4 }}

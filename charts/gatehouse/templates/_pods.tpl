@@ -89,13 +89,17 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* Pod Security `restricted`. 65532 is the user of the control image. */}}
+{{/* Pod Security `restricted`. What is null is left to the cluster. */}}
 {{- define "gatehouse.pod-security" -}}
+{{- $users := .Values.podSecurity -}}
 securityContext:
   runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  fsGroup: 65532
+  {{- range $key := list "runAsUser" "runAsGroup" "fsGroup" }}
+  {{- $number := index $users $key }}
+  {{- if not (kindIs "invalid" $number) }}
+  {{ $key }}: {{ $number | int64 }}
+  {{- end }}
+  {{- end }}
   seccompProfile:
     type: RuntimeDefault
 {{- end -}}
