@@ -12,7 +12,7 @@ from tests.cluster.kubectl import Kubectl
 from tests.cluster.mesh import Mesh
 from tests.cluster.run import ClusterError
 from tests.cluster.under_test import ClusterUnderTest
-from tests.fakes.helm import render
+from tests.fakes.helm import CHART, HelmError, render
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
 
@@ -36,6 +36,13 @@ def test_the_server_accepts_every_object(
     chart = render(values=values, namespace=namespace.namespace, kube=_version(kube))
     said = namespace("apply", "--dry-run=server", "-f", "-", stdin=chart.text).splitlines()
     assert len([line for line in said if line.endswith("(server dry run)")]) == len(chart.objects)
+
+
+def test_a_second_release_is_refused_by_the_name_of_the_first(mesh: Mesh) -> None:
+    with pytest.raises(HelmError) as refused:
+        mesh.helm("install", "second", str(CHART))
+    assert "release gatehouse of namespace istio-system is a Gatehouse already" in str(refused.value)
+    assert "second" not in mesh.helm("list", "--all", "--short").split()
 
 
 def _policy(kind: str, spec: dict[str, Any], version: str = "v1") -> dict[str, Any]:
