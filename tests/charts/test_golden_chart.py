@@ -182,6 +182,24 @@ def test_notes_tell_what_is_special(notes: Callable[..., str]) -> None:
     assert "removes the policy kinds" not in text
 
 
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [
+        ({"injector": {"webhook": {"failurePolicy": "Ignore"}}}, "start without a sidecar"),
+        ({"injector": {"policyWebhook": {"failurePolicy": "Ignore"}}}, "stored unseen"),
+        ({"injector": {"policyWebhook": {"enabled": False}}}, "policies that cannot be enforced are stored"),
+        ({"networkPolicy": {"enabled": False}}, "every pod of the cluster can connect to the authority"),
+    ],
+    ids=["pods", "policies", "no-policies", "network"],
+)
+def test_notes_warn_of_what_is_less_than_safe(
+    notes: Callable[..., str], values: dict[str, Any], warning: str
+) -> None:
+    text = notes(**values)
+    assert text.count("WARNING") == 1
+    assert warning in " ".join(text.split())
+
+
 @pytest.mark.parametrize("component", ["ca", "injector"])
 def test_notes_advise_two_replicas_at_least(notes: Callable[..., str], component: str) -> None:
     text = notes(**{component: {"replicas": 1, "autoscaling": {"enabled": True}}})
@@ -220,6 +238,15 @@ def test_a_setting_restarts_its_own_process_only() -> None:
     assert {name for name in old if old[name] != new[name]} == {
         "ConfigMap/gatehouse-ca-config",
         "Deployment/gatehouse-ca",
+    }
+
+
+def test_other_roots_of_issuers_restart_the_process_that_reads_them_at_its_start() -> None:
+    roots = ("-----BEGIN CERTIFICATE-----\nMA==\n", "-----BEGIN CERTIFICATE-----\nMQ==\n")
+    old, new = (_by_name(render(values={"upkeep": {"issuerRoots": text}})) for text in roots)
+    assert {name for name in old if old[name] != new[name]} == {
+        "ConfigMap/gatehouse-injector-config",
+        "Deployment/gatehouse-upkeep",
     }
 
 

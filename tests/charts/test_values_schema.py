@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.charts.chart_docs import values_table
 from tests.charts.chart_schema import CLASSES, OWN, SCHEMA_FILE, settings_paths, values_schema
 from tests.fakes.golden import semantic_diff
 from tests.fakes.helm import CHART, HelmError, helm, render
@@ -76,6 +78,12 @@ def test_every_key_of_values_yaml_has_a_comment() -> None:
         if not lines[number - 1].strip().startswith("#"):
             bare.append(f"{number + 1}: {key}")
     assert bare == []
+
+
+def test_a_path_for_set_is_three_keys_at_most() -> None:
+    keys = re.findall(r"^\| `([A-Za-z.]+)` \|", values_table(), re.MULTILINE)
+    assert len(keys) > 100
+    assert [key for key in keys if key.count(".") > 2] == []
 
 
 REFUSED = [
