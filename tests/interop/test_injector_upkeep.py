@@ -32,6 +32,7 @@ from tests.fakes.injector_pki import NAMES, Root
 from tests.fakes.injector_running import REPOSITORY, shop, wait_for
 from tests.fakes.kube_api import FakeKube
 from tests.fakes.ports import claim_port
+from tests.fakes.rights import compare
 
 CONFIGURATION = "gatehouse-sidecar-injector"
 VALIDATION = "gatehouse-policy-validator"
@@ -84,7 +85,11 @@ class World:
                 "root_file": str(self.root_file),
                 "listen": f"127.0.0.1:{self.keeper_port}",
             },
-            "upkeep": {"verify_address": f"127.0.0.1:{self.https}", "interval": "500ms"},
+            "upkeep": {
+                "lease": "gatehouse-upkeep",
+                "verify_address": f"127.0.0.1:{self.https}",
+                "interval": "500ms",
+            },
         }
         self.config.write_text(yaml.safe_dump(found))
         found["listen"]["plain"] = f"127.0.0.1:{self.upkeep_port}"  # type: ignore[index] # a dict
@@ -212,7 +217,7 @@ def test_from_nothing_to_a_trusted_webhook(world: World) -> None:
         assert "gatehouse_injector_leader_ready 1.0" in world.page(world.upkeep_port, "/metrics")
         keeper = world.page(world.keeper_port, "/metrics")
         assert 'gatehouse_injector_cert_renewals_total{result="written"} 1.0' in keeper
-    lease = world.kube.find("Lease", "gatehouse-injector-upkeep", "istio-system")
+    lease = world.kube.find("Lease", "gatehouse-upkeep", "istio-system")
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == "", "released at the end"
 
@@ -279,13 +284,22 @@ def test_upkeep_needs_no_more_rights_than_the_chart_gives(world: World) -> None:
         *(("configmaps", verb) for verb in ("get", "list", "watch", "create", "patch")),
         *((kind, verb) for kind in (*POLICIES, "nodes") for verb in ("list", "watch")),
     }
+    refused, unused = compare("upkeep", world.kube.requests)
+    assert refused == set()
+    assert unused <= {
+        "create /configmaps",  # when somebody has deleted the chart's
+        "create coordination.k8s.io/leases",
+        "patch /configmaps gatehouse-jwks gatehouse-nodes",  # when they have another content
+        "patch security.istio.io/authorizationpolicies/status",  # this test has a policy of one kind
+        "patch security.istio.io/requestauthentications/status",
+    }
     touched = {(r.method, r.path) for r in world.kube.requests if r.method in {"PATCH", "PUT", "POST"}}
     assert {path.rpartition("/")[2] for _, path in touched} <= {
         CONFIGURATION,
         VALIDATION,
         "status",
         "events",
-        "gatehouse-injector-upkeep",
+        "gatehouse-upkeep",
         "leases",
         "gatehouse-jwks",
         "gatehouse-nodes",

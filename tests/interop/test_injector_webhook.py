@@ -28,6 +28,7 @@ from tests.fakes import injector_reviews as reviews
 from tests.fakes.injector_pki import NAMES, Root
 from tests.fakes.injector_running import REPOSITORY, Webhook, running, shop, wait_for
 from tests.fakes.kube_api import FakeKube
+from tests.fakes.rights import compare
 
 LIMIT = 6 * 1024 * 1024
 JSON = b"POST /inject/v1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -306,6 +307,9 @@ def test_the_webhook_only_reads_and_creates_events(webhook: Webhook, kube: FakeK
         ("configmaps", "list"),  # of one name: the chart's Role allows no other
         ("configmaps", "watch"),
     } | {found for found in asked if found[0].startswith("/")}
+    refused, unused = compare("injector", kube.requests)
+    assert refused == set()
+    assert unused <= {"get /namespaces", "create /events"}  # used where a test needs them, or not yet
 
 
 def test_a_namespace_that_was_labelled_a_moment_ago_is_asked_for(webhook: Webhook, kube: FakeKube) -> None:

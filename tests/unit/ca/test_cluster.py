@@ -25,6 +25,7 @@ from tests.fakes.ca_cluster import ISSUER, NAMESPACE, cluster_ca, load, pod, pre
 from tests.fakes.ca_factory import new_key
 from tests.fakes.ca_running import audit_lines
 from tests.fakes.kube_api import FakeKube
+from tests.fakes.rights import compare
 
 WEB = "spiffe://cluster.local/ns/demo/sa/web"
 INJECTOR = "spiffe://cluster.local/ns/istio-system/sa/gatehouse-injector"
@@ -226,6 +227,29 @@ def test_what_is_asked_of_the_api_server(kube: FakeKube, tmp_path: Path) -> None
     discovery = {"/version", "/apis"}  # everybody may ask that
     assert rest == {"/openid/v1/jwks", "/.well-known/openid-configuration"} | discovery
     assert {n for n, g, r, v in asked if r == "secrets"} == {NAMESPACE}
+
+
+def test_what_the_chart_grants_is_what_is_asked(tmp_path: Path) -> None:
+    """With the empty objects that the chart brings, on a server that knows trust bundles."""
+    with FakeKube(minor=33) as kube:
+        prepare(kube)
+        kube.add(pod())
+        for kind in ("Secret", "ConfigMap", "Lease"):
+            kube.add({"kind": kind, "metadata": {"name": "gatehouse-ca", "namespace": NAMESPACE}})
+        kube.add({"kind": "ClusterRole", "metadata": {"name": "gatehouse-ca", "uid": "u-1"}})
+        settings = {"cluster__owner_cluster_role": "gatehouse-ca", "cluster__token_review": "true"}
+        with cluster_ca(kube, tmp_path, **settings) as ca:
+            until(lambda: kube.find("ConfigMap", "istio-ca-root-cert", "default"), "published")
+            until(lambda: kube.find("ClusterTrustBundle", "gatehouse.dev:ca:roots"), "published")
+            ca.client().create([ca.token()], ca.csr())
+        refused, unused = compare("ca", kube.requests, {"ca": {"tokenReview": True}})
+    assert refused == set()
+    assert unused <= {
+        "attest certificates.k8s.io/signers gatehouse.dev/ca",  # the API server asks for it, on a create
+        "create coordination.k8s.io/leases",  # when somebody has deleted the chart's
+        "patch /configmaps istio-ca-root-cert",  # when somebody has changed it, or the roots change
+        "patch certificates.k8s.io/clustertrustbundles gatehouse.dev:ca:roots",
+    }
 
 
 def test_plugged_in_ca_works_as_without_a_cluster(kube: FakeKube, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from tests.fakes.kube_api import FakeKube
 from tests.fakes.kube_objects import kube_pod, kube_policy, kube_service, kube_slice
 from tests.fakes.nodeagent_ca import NodeagentCa, NodeagentGrpcCa
 from tests.fakes.nodeagent_wait import nodeagent_until
+from tests.fakes.rights import compare
 
 pytestmark = pytest.mark.asyncio
 WEB = SpiffeId.parse("spiffe://cluster.local/ns/demo/sa/web")
@@ -165,6 +166,9 @@ async def test_a_pod_from_publish_to_unpublish(node: CsiNode, kube: FakeKube) ->
         assert agent.running == {}
         assert not node.place.exists()
         assert await node.kubelet.unpublish("csi-1", node.target) == "OK"
+    refused, unused = compare("nodeagent", kube.requests)
+    assert refused == set()
+    assert unused == set()
 
 
 async def test_the_proxy_of_a_finished_job_is_told(node: CsiNode, kube: FakeKube) -> None:
