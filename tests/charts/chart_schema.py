@@ -79,7 +79,7 @@ def values_schema() -> Json:
         "title": "Values of the Gatehouse chart",
         **_map(
             {
-                "global": _FREE,  # Helm adds it when the chart is a dependency
+                "global": _global(),
                 "nameOverride": {"type": "string", "maxLength": 40},
                 "fullnameOverride": {"type": "string", "maxLength": 40},
                 "commonLabels": _LABELS,
@@ -135,6 +135,16 @@ def values_schema() -> Json:
     }  # fmt: skip
 
 
+def _global() -> Json:
+    """Open: a parent chart puts keys of its other charts there too."""
+    secret = {"type": ["string", "object"], "required": ["name"]}
+    return {"type": "object", "properties": {"imageRegistry": _registry(), "imagePullSecrets": _list(secret)}}
+
+
+def _registry() -> Json:
+    return {"type": "string", "pattern": "^[A-Za-z0-9._:/-]*$"}
+
+
 def _image() -> Json:
     one = _map(
         {
@@ -144,7 +154,7 @@ def _image() -> Json:
     )
     return _map(
         {
-            "registry": {"type": "string", "pattern": "^[A-Za-z0-9._:/-]*$"},
+            "registry": _registry(),
             "tag": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{0,128}$"},
             "pullPolicy": _choice("Always", "IfNotPresent", "Never"),
             "pullSecrets": _list(_TEXT),

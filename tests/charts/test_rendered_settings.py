@@ -246,6 +246,27 @@ def test_a_ca_of_ones_own_is_mounted_and_no_root_is_made(tmp_path: Path) -> None
     assert not rendered.all("Secret")
 
 
+def test_a_parent_chart_may_give_registry_and_pull_secrets(tmp_path: Path) -> None:
+    """To injected pods too; what the chart's own values say goes before, and other keys are not ours."""
+    values: dict[str, Any] = {
+        "global": {
+            "imageRegistry": "registry.example.com/all/",
+            "imagePullSecrets": ["all", {"name": "more"}],
+            "storageClass": "fast",
+        },
+        "image": {"pullSecrets": ["own", "all"]},
+    }
+    rendered = render(values=values)
+    pod = rendered.one("Deployment", "gatehouse-ca")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "registry.example.com/all/gatehouse/control:0.1.0"
+    assert pod["imagePullSecrets"] == [{"name": "own"}, {"name": "all"}, {"name": "more"}]
+    config = injector.config.load(_write(tmp_path, rendered, "injector"), {})
+    assert config.injection.proxy_image == "registry.example.com/all/gatehouse/proxy:0.1.0"
+    assert config.injection.image_pull_secrets == ("all", "more")
+    own = render(values={**values, "image": {"registry": "own.example.com"}})
+    assert 'image: "own.example.com/gatehouse/control:0.1.0"' in own.text
+
+
 def test_private_roots_of_issuers_are_a_file_of_upkeep(tmp_path: Path) -> None:
     pem = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"
     rendered = render(values={"upkeep": {"issuerRoots": pem}})

@@ -19,7 +19,7 @@
   "injection" (dict
     "proxy_image" (include "gatehouse.image" (list . "proxy"))
     "image_pull_policy" .Values.image.pullPolicy
-    "image_pull_secrets" .Values.image.podPullSecrets
+    "image_pull_secrets" (include "gatehouse.pull-secrets" (dict "root" . "own" .Values.image.podPullSecrets) | fromJsonArray)
     "trust_domain" .Values.trustDomain
     "version" .Chart.AppVersion
     "selection" (dict

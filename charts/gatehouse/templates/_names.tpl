@@ -64,9 +64,20 @@ metadata:
 {{- define "gatehouse.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index $root.Values.image (index . 1) -}}
-{{- with $root.Values.image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
+{{- with $root.Values.image.registry | default $root.Values.global.imageRegistry }}{{ trimSuffix "/" . }}/{{ end -}}
 {{ $image.repository }}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default $root.Chart.AppVersion $root.Values.image.tag }}{{ end -}}
+{{- end -}}
+
+{{/* Names of pull Secrets as JSON, each once: dict "root" $ "own" LIST. A parent chart may give a name or {name: NAME}. */}}
+{{- define "gatehouse.pull-secrets" -}}
+{{- $names := .own -}}
+{{- range .root.Values.global.imagePullSecrets | default list -}}
+{{- $name := . -}}
+{{- if kindIs "map" . }}{{ $name = .name }}{{ end -}}
+{{- $names = append $names $name -}}
+{{- end -}}
+{{ $names | uniq | toJson }}
 {{- end -}}
 
 {{/* Host name of a Service of the release: list $ "ca". */}}

@@ -36,7 +36,7 @@ automountServiceAccountToken: false
 enableServiceLinks: false
 priorityClassName: {{ $values.priorityClassName }}
 terminationGracePeriodSeconds: {{ $values.terminationGracePeriodSeconds | int64 }}
-{{- with $root.Values.image.pullSecrets }}
+{{- with include "gatehouse.pull-secrets" (dict "root" $root "own" $root.Values.image.pullSecrets) | fromJsonArray }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . }}
