@@ -155,14 +155,34 @@ examples:
   meshctl check --pre          before the installation: nothing is changed in the cluster
   meshctl check                after it: control plane, webhook, nodes, namespaces, pods
   meshctl check -n shop        pods of one namespace only
+  meshctl check --traffic      and try it: mutual TLS, rules and tokens between pods made for it
   meshctl check -o json | jq '.rows[] | select(.status == "fail")'
 
 Each row is ok, warn, fail or skip (your account may not see it). Only fail makes the exit code 1.
 Two rows send a dry-run request, which changes nothing: a CSI driver (--pre) and a pod (is the
 webhook called, does its certificate fit, does it answer?).
+--traffic makes a namespace with four pods and takes it away again, also when it is interrupted.
 """,
     )
     check.add_argument("--pre", action="store_true", help="before the installation")
+    traffic = check.add_argument_group("traffic")
+    traffic.add_argument(
+        "--traffic",
+        action="store_true",
+        help="make pods that call each other: does identity work in this cluster right now?",
+    )
+    traffic.add_argument(
+        "--traffic-namespace",
+        metavar="NAME",
+        help="in this namespace, which must be labelled for injection (default: one is made and removed)",
+    )
+    traffic.add_argument(
+        "--traffic-timeout", type=float, metavar="SECONDS", help="of the whole try (default 120)"
+    )
+    traffic.add_argument(
+        "--image", help="of the pods: a control image of this version (default: the control plane's)"
+    )
+    traffic.add_argument("--keep", action="store_true", help="leave the pods there, to look at them")
     _namespace(check, "pods of this namespace only", default=None)
     _output(check, "table", "json")
     _access(check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from meshctl.checks import control, policies, workloads
@@ -12,6 +13,7 @@ from meshctl.checks.rows import Check, Row, Status, View, fail, run_check
 from meshctl.cluster import connect, find_installation
 from meshctl.exits import EXIT_OK, EXIT_PROBLEM
 from meshctl.terminal import Colour, Screen, counted, wrapped
+from meshctl.traffic.wish import read_wish
 
 AFTER: Final[Mapping[str, Mapping[str, Check]]] = {
     "cluster": {"api-version": api_version, "other-meshes": other_meshes, "two-meshes": workloads.two_meshes},
@@ -48,6 +50,7 @@ _COLOURS: Final = {
 
 def run_check_command(options: argparse.Namespace, screen: Screen) -> int:
     """Check, before the installation or after it."""
+    wish = read_wish(options)
     cluster = connect(options)
     if options.pre:
         sections = _run(BEFORE, View(cluster))
@@ -62,7 +65,13 @@ def run_check_command(options: argparse.Namespace, screen: Screen) -> int:
             )
             sections = {"control plane": [row]}
         else:
-            sections = _run(AFTER, View(cluster, found, options.namespace))
+            view = View(cluster, found, options.namespace)
+            sections = _run(AFTER, view)
+            if wish is not None:
+                from meshctl.traffic.run import check_traffic
+
+                rows_of = partial(check_traffic, wish=wish, screen=screen)
+                sections = {**sections, "traffic": run_check("traffic-setup", rows_of, view)}
     rows = [row for section in sections.values() for row in section]
     failed = sum(row.status is Status.FAIL for row in rows)
     if options.output == "json":

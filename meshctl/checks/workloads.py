@@ -14,6 +14,7 @@ from meshctl.checks.control import is_pod_ready
 from meshctl.checks.rows import Row, View, fail, many, ok, skip, warn
 from meshctl.cluster import WEBHOOKS, full_name, labels_of, metadata_of, namespace_of
 from meshctl.sidecars import is_over, restart_command, status_of
+from meshctl.traffic.plan import NAME, NAME_LABEL
 from meshctl.webhooks import evaluate
 
 _START: Final = dt.timedelta(seconds=60)
@@ -29,6 +30,8 @@ def namespaces(view: View) -> Iterator[Row]:
     strange: list[str] = []
     for name, item in sorted(view.cluster.namespaces().items()):
         labels = labels_of(item)
+        if labels.get("app.kubernetes.io/part-of") == "gatehouse" or labels.get(NAME_LABEL) == NAME:
+            continue  # of `helm test`, of `check --traffic`: nobody works there
         said, revision = labels.get(NAMESPACE_LABEL), labels.get(REVISION)
         if said is not None and said not in {ENABLED, DISABLED}:
             odd.append(f"{name} ({NAMESPACE_LABEL}={said})")

@@ -120,6 +120,7 @@ def values_schema() -> Json:
                         ),
                     }
                 ),
+                "test": _map({"traffic": _FLAG}),
                 "crds": _map({"install": _FLAG, "keep": _FLAG}),
                 "ca": _ca(),
                 "injector": _injector(),

@@ -46,7 +46,7 @@ class Mesh:
         """Exit code and output (both streams) of a meshctl command against the cluster."""
         command = [sys.executable, "-m", "meshctl", *words, f"--kubeconfig={self.kube.kubectl.kubeconfig}"]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=False, cwd=REPOSITORY
+            command, capture_output=True, text=True, timeout=200, check=False, cwd=REPOSITORY
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -69,8 +69,12 @@ class Mesh:
             raise ClusterError(f"{error}\n{self.kubectl.story()}\n{self._last_words()}") from error
 
     def uninstall(self) -> None:
-        """`helm uninstall`; the namespace stays, as Helm leaves it."""
-        self.helm("uninstall", RELEASE)
+        """`helm uninstall`; the release's namespace stays, as Helm leaves it.
+
+        Waits for the namespace of `helm test`: one that is on its way out would be taken over by the next
+        installation, and be gone a moment later.
+        """
+        self.helm("uninstall", RELEASE, "--wait")
 
     def leftovers(self) -> set[str]:
         """Every object whose name or label speaks of the release or the mesh, as kind/namespace/name."""

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.marks import CLUSTER
-from tests.cluster.mesh import RELEASE, TRUST_DOMAIN, Mesh
+from tests.cluster.mesh import TRUST_DOMAIN, Mesh
 from tests.cluster.objects import account, pod
 from tests.cluster.run import wait_for
 from tests.cluster.shop import open_shop, peer_authentication, workload
@@ -149,10 +149,3 @@ def test_meshctl_finds_nothing_wrong_and_knows_who_a_pod_is(mesh: Mesh, injected
     assert f"spiffe://{TRUST_DOMAIN}/ns/{injected.namespace}/sa/server" in said
     code, said = mesh.meshctl("explain", "inject", name, f"--namespace={injected.namespace}")
     assert code == 0, said
-
-
-def test_helm_test_is_content_and_leaves_nothing(mesh: Mesh) -> None:
-    said = mesh.helm("test", RELEASE, "--timeout=90s")
-    assert "Succeeded" in said
-    names = mesh.kubectl("get", "pods,serviceaccounts,clusterroles,clusterrolebindings", "-o", "name").split()
-    assert not [name for name in names if name.endswith(f"/{RELEASE}-test")]

@@ -65,6 +65,7 @@ def test_uninstall_leaves_nothing(mesh: Mesh, new_namespace: Callable[..., Kubec
         mesh.uninstall()
         mesh.kubectl.wait_gone("pods")
         assert mesh.leftovers() == set()
+        assert not mesh.kube.kubectl("get", "namespaces", "--selector=app.kubernetes.io/part-of=gatehouse")
         injected.apply([account("server"), workload(mesh.kube, "server")])
         (item,) = injected.wait_ready()
         assert len(item["spec"]["containers"]) == 1

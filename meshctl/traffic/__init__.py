@@ -1,0 +1,1 @@
+"""`meshctl check --traffic`: pods that call each other, and rows about what they saw."""
