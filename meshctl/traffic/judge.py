@@ -16,6 +16,7 @@ from meshctl.traffic.probe import Ask, Got, Report, meets, read_report
 
 APP: Final = "app"
 _RESTARTS: Final = 2
+_FIRST: Final = "what the row about the pods says"
 _STARTING: Final = frozenset({"PodInitializing", "ContainerCreating"})
 _NO_IMAGE: Final = frozenset({"ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"})
 """Of these nothing becomes better by waiting; `ErrImagePull` may be the first of several tries."""
@@ -191,12 +192,14 @@ class _Subject:
     """One row about answers.
 
     Attributes:
+        what: the row is about, after `whether`.
         names: of the requests; all of the client's when empty.
         good: the message when all is well, `{}` is the caller's service account; `bad` when it is not.
         hint: next step from what was got; None for the server's proxy and the node agents.
     """
 
     check: str
+    what: str
     good: str
     bad: str
     names: frozenset[str] = frozenset()
@@ -210,7 +213,7 @@ def _asked(
     report = report_of(pod) if pod is not None else None
     if report is None:
         return skip(
-            subject.check, f"not known: pod {plan.name(role)} has said nothing", "what traffic-pods says"
+            subject.check, f"whether {subject.what} is not known: {plan.name(role)} has said nothing", _FIRST
         )
     asks = {ask.name: ask for ask in plan.asks(role)}
     pairs = [(asks[got.name], got) for got in report.got if got.name in asks]
@@ -218,7 +221,9 @@ def _asked(
     bad = [(ask, got) for ask, got in chosen if not meets(ask, got)]
     if not chosen:
         return skip(
-            subject.check, f"not known: pod {plan.name(role)} runs another version of this command", "--image"
+            subject.check,
+            f"whether {subject.what} is not known: {plan.name(role)} runs another version of this command",
+            "meshctl version --cluster",
         )
     if not bad:
         return ok(subject.check, subject.good.format(plan.name(role)))
@@ -256,23 +261,27 @@ def _plaintext_hint(plan: Plan, got: Got, place: Place) -> str:
 
 _IDENTITY: Final = _Subject(
     check="traffic-identity",
+    what="the allowed identity is let in",
     good="service account {} is let in by its identity, over mutual TLS (200)",
     bad="service account {} is not let in, which a rule allows",
     names=frozenset({"identity"}),
 )
 _OTHER: Final = _Subject(
     check="traffic-rules",
+    what="another identity is refused",
     good="service account {} is refused by the access rule (403)",
     bad="service account {} is not refused as the access rule wants",
 )
 _PLAINTEXT: Final = _Subject(
     check="traffic-plaintext",
+    what="plaintext is shut out",
     good="pod {} without a sidecar is shut out: STRICT (connection closed)",
     bad="pod {} without a sidecar is not shut out as STRICT wants",
     hint=_plaintext_hint,
 )
 _TOKENS: Final = _Subject(
     check="traffic-tokens",
+    what="end-user tokens are judged",
     good="a path that requires a token: 403 without one, 401 with garbage, 200 with a good one",
     bad="end-user tokens are not judged as the rules want",
     names=frozenset({"no token", "garbage token", "good token"}),
@@ -283,7 +292,11 @@ def _finished(plan: Plan, pods: Mapping[Role, Mapping[str, Any]], place: Place) 
     ended = [role for role in CLIENTS if role in pods and report_of(pods[role]) is not None]
     left = [role for role in ended if not is_over(pods[role])]
     if not ended:
-        return skip("traffic-finished", "not known: no client has ended", "what traffic-pods says")
+        return skip(
+            "traffic-finished",
+            "whether sidecars end with their pods is not known: no client has ended",
+            _FIRST,
+        )
     if left:
         return fail(
             "traffic-finished",

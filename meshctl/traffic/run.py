@@ -180,7 +180,8 @@ def _rows(run: _Run) -> list[Row]:
 
 
 def _make(run: _Run, made: Made) -> Mapping[str, Any]:
-    run.tell(f"make {made.title} in {run.plan.namespace}")
+    if made.body["kind"] in {"Namespace", "Pod"}:
+        run.tell(f"make {made.title}")
     run.made.append(made)
     try:
         return dict(run.view.cluster.api.create(made.path, made.body))

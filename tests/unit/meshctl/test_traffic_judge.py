@@ -179,8 +179,9 @@ def test_without_a_server_nothing_is_known_of_the_rest() -> None:
     image("ImagePullBackOff")(item)
     rows = {row.check: row for row in judge.rows(made, {Role.SERVER: item}, 5, PLACE)}
     assert status(rows) == dict.fromkeys(status(rows), "skip") | {"pods": "fail"}
+    assert len({row.message for row in rows.values()}) == len(rows)
     assert "not started for that reason: allowed, other, outside" in rows["traffic-pods"].message
-    assert rows["traffic-identity"].next == "what traffic-pods says"
+    assert rows["traffic-identity"].next == "what the row about the pods says"
 
 
 @pytest.mark.parametrize(
