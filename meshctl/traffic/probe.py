@@ -124,9 +124,12 @@ def read_requests(text: str) -> tuple[Ask, ...]:
         ValueError: it is something else.
     """
     try:
-        return tuple(Ask(**item) for item in json.loads(text))
+        found = tuple(Ask(**item) for item in json.loads(text))
     except TypeError as error:
         raise ValueError(str(error)) from error
+    if not found:
+        raise ValueError("there is no request")
+    return found
 
 
 def ask_until(

@@ -66,8 +66,12 @@ def check_traffic(view: View, wish: Wish, screen: Screen) -> list[Row]:
         if screen.err.isatty():
             screen.remark(f"traffic: {text}", Colour.DIM)
 
-    found = [*_leftovers(view)]
-    made = _plan(view, wish)
+    found: list[Row] = []
+    try:
+        found += _leftovers(view)
+        made = _plan(view, wish)
+    except KubeError as error:
+        return [_may_not(error)]
     if isinstance(made, Row):
         return [*found, made]
     run = _Run(view, made, wish, tell)
@@ -176,6 +180,8 @@ def _rows(run: _Run) -> list[Row]:
             _wait(run)
     except _RefusedError as refused:
         return [_refused(run, refused)]
+    except KubeError as error:
+        return [_may_not(error)]
     return list(judge.rows(what, run.pods, run.passed, _place(run)))
 
 
@@ -228,6 +234,17 @@ class _RefusedError(Exception):
     def __init__(self, made: Made, error: KubeError) -> None:
         super().__init__(error.public)
         self.made, self.error = made, error
+
+
+def _may_not(error: KubeError) -> Row:
+    """A right that is missing: who asks for traffic wants it tried, so it is no `skip`.
+
+    Raises:
+        KubeError: it is another one.
+    """
+    if error.code is not KubeCode.FORBIDDEN:
+        raise error
+    return fail(_SETUP, error.public, "run it as a user who has the rights (docs/meshctl.md)")
 
 
 def _refused(run: _Run, refused: _RefusedError) -> Row:

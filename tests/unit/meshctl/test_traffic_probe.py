@@ -185,6 +185,28 @@ def test_a_client_reports_and_ends_and_a_server_ends_when_told(tmp_path: Path) -
         assert server.wait(30) == 0
 
 
+def test_a_client_says_the_same_on_standard_output_and_in_its_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = Ask(name="b", path="/", status=403)
+    with served() as port:
+        words = ["ask", "--host=127.0.0.1", f"--port={port}", f"--report={tmp_path / 'report'}"]
+        words += ["--seconds=0", f"--requests={probe.write_requests([GOOD, wrong])}"]
+        assert probe.main(words) == 0  # it has reported; what it says is judged elsewhere
+    report = read_report((tmp_path / "report").read_text())
+    assert report == read_report(capsys.readouterr().out)
+    assert report is not None
+    assert (report.good, [got.status for got in report.got]) == (False, [200, 200])
+
+
+@pytest.mark.parametrize("text", ["", "{}", '[{"name": 1}]', '[{"x": 1}]'])
+def test_requests_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["ask", "--host=h", "--port=1", "--seconds=1", f"--requests={text}"]
+    with pytest.raises(SystemExit):
+        probe.main(words)
+    assert "argument --requests: invalid" in capsys.readouterr().err
+
+
 def test_it_loads_nothing_but_the_standard_library() -> None:
     code = "import meshctl.traffic.probe, sys; print([m for m in sys.modules if m.split('.')[0] in"
     code += " {'mesh', 'injector', 'jwt', 'cryptography', 'orjson', 'yaml'}])"

@@ -235,6 +235,16 @@ def test_what_cannot_be_taken_away_is_said(kube: TrafficKube, tmp_path: Path) ->
     assert re.fullmatch(r"kubectl delete namespace gatehouse-traffic-\w+", row["next"])
 
 
+def test_pods_that_go_slowly_are_not_waited_for_for_long(
+    kube: TrafficKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubelets up to 1.20 need a minute; they do it alone."""
+    monkeypatch.setattr("meshctl.traffic.run._GONE_SECONDS", 0.2)
+    kube.changes[Role.SERVER] = lambda item: item["metadata"].update(finalizers=["kubelet"])
+    _, found = traffic(kube, tmp_path)
+    assert {name: row["status"] for name, row in found.items()} == dict.fromkeys(ROWS, "ok")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_takes_everything_away(
     kube: TrafficKube, tmp_path: Path, number: signal.Signals, code: int
@@ -256,6 +266,24 @@ def test_an_interrupt_takes_everything_away(
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (code, "", "")
+    assert left(kube) == []
+
+
+def test_an_interrupt_that_leaves_something_says_so(kube: TrafficKube, tmp_path: Path) -> None:
+    kube.refusals["DELETE", r"/api/v1/namespaces/[^/]+"] = ApiError(403, "Forbidden", "not you")
+    kube.cut(times=1, method="POST", path=r"/api/v1/namespaces/gatehouse-traffic-\w+/services")
+    ran = check(kube, tmp_path, "--traffic")
+    assert ran.code == 3
+    assert re.search(r"not everything is taken away: .*not you; next: kubectl delete namespace \S+", ran.err)
+
+
+@pytest.mark.parametrize("path", [PODS, r"/apis/apps/v1/namespaces/istio-system/deployments", "/api/v1/pods"])
+def test_a_right_to_read_that_is_missing(kube: TrafficKube, tmp_path: Path, path: str) -> None:
+    """Who asks for traffic wants it tried: not a skip, as for a row among others."""
+    kube.refusals["GET", path] = ApiError(403, "Forbidden", "may not list")
+    ran, found = traffic(kube, tmp_path)
+    assert (found["setup"]["status"], ran.code) == ("fail", 1)
+    assert "may not list" in found["setup"]["message"]
     assert left(kube) == []
 
 
