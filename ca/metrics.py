@@ -10,7 +10,7 @@ _SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 
 
 class CaMetrics(MetricSet):
-    """Everything that `/metrics` of the authority shows; docs/ca.md lists it."""
+    """Everything that `/metrics` of the authority shows; docs/reference/metrics.md lists it."""
 
     requests = counter("gatehouse_ca_csr_total", "Requests for a certificate, whatever became of them.")
     issued = counter(
@@ -68,8 +68,15 @@ class CaMetrics(MetricSet):
         "gatehouse_ca_cert_chain_expiry_timestamp_seconds", "When the signing chain ends, Unix time."
     )
     chain_left = gauge("gatehouse_ca_cert_chain_expiry_seconds", "Life that the signing chain has left.")
+    chain_life = gauge(
+        "gatehouse_ca_cert_chain_lifetime_seconds",
+        "Life that the signing chain has in all, from the signing certificate's NotBefore.",
+    )
     serving_left = gauge(
         "gatehouse_ca_serving_cert_expiry_seconds", "Life that the serving certificate has left."
+    )
+    serving_life = gauge(
+        "gatehouse_ca_serving_cert_lifetime_seconds", "Life that the serving certificate has in all."
     )
     bundle_roots = gauge("gatehouse_ca_bundle_roots", "Roots in the trust bundle.")
     token_keys = gauge("gatehouse_ca_token_keys", "Public keys that verify tokens.")

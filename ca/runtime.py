@@ -37,6 +37,7 @@ from mesh.clock import Clock, SystemClock
 from mesh.errors import Category, MeshError
 from mesh.obs import logs
 from mesh.obs.health import Health
+from mesh.obs.metrics import show_process
 from mesh.spiffe import SpiffeId
 from mesh.x509 import pem
 
@@ -88,6 +89,7 @@ class Runtime:
         now = self.clock.now()
         self.registry = CollectorRegistry()
         self.metrics = CaMetrics(self.registry)
+        show_process(self.registry)
         self.cluster = Cluster(config, self.metrics, self.clock) if config.cluster.kubernetes else None
         self.health = Health(*CHECKS, *(CLUSTER_CHECKS if self.cluster is not None else ()))
         self.profile = config.issue.profile()
@@ -286,7 +288,10 @@ class Runtime:
         metrics.root_left.set((root_ends - now).total_seconds())
         metrics.chain_expiry.set(issuer.not_after.timestamp())
         metrics.chain_left.set((issuer.not_after - now).total_seconds())
-        metrics.serving_left.set((self.serving.current.not_after - now).total_seconds())
+        metrics.chain_life.set((issuer.not_after - issuer.certificate.not_before).total_seconds())
+        serving = self.serving.current
+        metrics.serving_left.set((serving.not_after - now).total_seconds())
+        metrics.serving_life.set((serving.not_after - serving.not_before).total_seconds())
         metrics.bundle_roots.set(len(issuer.roots))
         current = self.jwks.current
         metrics.token_keys.set(len(current.keys) if current is not None else 0)

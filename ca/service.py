@@ -20,6 +20,7 @@ from ca.core import csr
 from ca.core.authority import Authority, IssueCode, IssuedSvid
 from ca.core.csr import HOSTILE as HOSTILE_CSRS
 from ca.core.csr import CsrError
+from ca.core.lint import LintCode
 from ca.limits import Limiter, LimitError
 from ca.metrics import CaMetrics
 from ca.requests import HOSTILE as HOSTILE_REQUESTS
@@ -102,6 +103,11 @@ class IssuanceService:
         self._durations = {o: metrics.duration.labels(outcome=o) for o in ("issued", "refused", "failed")}
         self._authenticated = {m: metrics.authenticated.labels(method=m.value) for m in Method}
         self._issued_kinds = {k: metrics.issued.labels(key_kind=k.value) for k in KeyKind}
+        # From 0 on: an alert asks for increases, and a series that begins with 1 has none.
+        for code in HOSTILE:
+            metrics.hostile.labels(code=code)
+        for code in (*IssueCode, *LintCode, RequestCode.INTERNAL):
+            metrics.sign_errors.labels(code=code)
         self._issued = issued
         self._grants = grants
 

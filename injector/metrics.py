@@ -13,7 +13,7 @@ _BYTES: Final = (256.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.
 
 
 class WebhookMetrics(MetricSet):
-    """Everything that `/metrics` of the webhook shows; docs/injector.md lists it."""
+    """Everything that `/metrics` of the webhook shows; docs/reference/metrics.md lists it."""
 
     admissions = counter(
         "gatehouse_injector_admissions_total",

@@ -61,6 +61,10 @@ class ReviewCode(Code):
     INTERNAL = "review_internal"
 
 
+DENIALS: Final = frozenset({ReviewCode.BAD_POD, ReviewCode.BAD_POLICY})
+"""Codes that stand in a review; all others come with none."""
+
+
 class ReviewError(MeshError):
     """A request that is no AdmissionReview, or that cannot be answered now.
 

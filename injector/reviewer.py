@@ -5,13 +5,17 @@ from __future__ import annotations
 import abc
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from prometheus_client import Counter, Histogram
 
 from injector import review
-from injector.review import Answer, Request, ReviewCode, ReviewError
+from injector.review import DENIALS, Answer, Request, ReviewCode, ReviewError
 from mesh.errors import Category
 from mesh.obs.logs import logger
+
+FAILED: Final = "failed"
+"""The outcome of a request that got no review: the API server goes by failurePolicy."""
 
 _log = logger(__name__)
 
@@ -75,8 +79,14 @@ class Reviewer(abc.ABC):
 
     def refused(self, error: ReviewError, started: float) -> None:
         """Count a request that got no review."""
-        self._count("failed", str(error.code), started)
+        self._count(FAILED, str(error.code), started)
         _log.warning("no review", code=str(error.code), status=error.status, detail=error.private)
+
+    def begin(self) -> None:
+        """Show the failures of which there were none: an alert asks for increases from 0."""
+        for code in ReviewCode:
+            if code not in DENIALS:
+                self.counts.answers.labels(outcome=FAILED, reason=str(code))
 
     def _count(self, outcome: str, reason: str, started: float) -> None:
         counts = self.counts

@@ -180,9 +180,12 @@ class Runtime:
             events=self.events,
             metrics=self.metrics,
         )
+        policies = PolicyAdmission(self.metrics)
+        for reviewer in (self.admission, policies):
+            reviewer.begin()
         self.app = create_app(
             self.admission,
-            PolicyAdmission(self.metrics),
+            policies,
             self.health,
             margin=limits.margin.total_seconds(),
         )

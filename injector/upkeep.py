@@ -47,7 +47,7 @@ from mesh.kube.reflector import Collection, Reflector
 from mesh.kube.store import Store
 from mesh.obs.health import Health
 from mesh.obs.logs import logger
-from mesh.obs.metrics import exposition
+from mesh.obs.metrics import exposition, show_process
 from mesh.policy.model import API_VERSIONS, RequestAuthentication
 from mesh.policy.parse import parse_policy
 
@@ -75,6 +75,8 @@ class Process:
         self.health = Health(*checks)
         self.registry = CollectorRegistry()
         self.metrics = UpkeepMetrics(self.registry)
+        show_process(self.registry)
+        self.metrics.renewals.labels(result="failed")  # from 0 on: else the first would be no increase
         self._servers: list[PageServer] = []
         if listen is not None:
             pages = self._pages() if secure is None else health_pages(self.health)

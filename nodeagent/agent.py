@@ -22,6 +22,7 @@ from mesh.clock import Clock, SystemClock
 from mesh.errors import Category, MeshError
 from mesh.obs.health import Health
 from mesh.obs.logs import logger
+from mesh.obs.metrics import show_process
 from mesh.policy.effective import Finding, Severity
 from mesh.spiffe import SpiffeId, TrustDomain
 from nodeagent.ca_client import CaClient
@@ -72,6 +73,7 @@ class Agent:
         self.settings = settings
         self.clock = clock if clock is not None else SystemClock()
         self.metrics = AgentMetrics(registry if registry is not None else CollectorRegistry())
+        show_process(self.metrics.registry)
         self._of_files = settings.mode is Mode.FILES
         parts = ("directory", "sockets", "identities") if self._of_files else ("cluster", "driver")
         self.health = Health(*parts)

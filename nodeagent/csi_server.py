@@ -54,11 +54,13 @@ class DriverService:
     Args:
         driver: does the work.
         vendor_version: of this program.
+        told: each answer to `publish` and `unpublish`: `ok`, or the code of the refusal.
     """
 
-    def __init__(self, driver: NodeDriver, vendor_version: str) -> None:
+    def __init__(self, driver: NodeDriver, vendor_version: str, told: Callable[[str, str], None]) -> None:
         self._driver = driver
         self._vendor_version = vendor_version
+        self._told = told
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """For `grpc.aio.Server.add_generic_rpc_handlers`."""
@@ -116,21 +118,24 @@ class DriverService:
             context=dict(request.volume_context),
             secrets=dict(request.secrets),
         )
-        try:
-            await self._driver.publish(wanted)
-        except MeshError as error:
-            await _abort(context, error)
+        await self._answer("publish", self._driver.publish(wanted), context)
         return csi.NodePublishVolumeResponse()
 
     async def unpublish(
         self, request: csi.NodeUnpublishVolumeRequest, context: Context
     ) -> csi.NodeUnpublishVolumeResponse:
         """Unpublish; as often as it is asked for."""
-        try:
-            await self._driver.unpublish(request.volume_id, request.target_path)
-        except MeshError as error:
-            await _abort(context, error)
+        work = self._driver.unpublish(request.volume_id, request.target_path)
+        await self._answer("unpublish", work, context)
         return csi.NodeUnpublishVolumeResponse()
+
+    async def _answer(self, call: str, work: Awaitable[None], context: Context) -> None:
+        try:
+            await work
+        except MeshError as error:
+            self._told(call, str(error.code))
+            await _abort(context, error)
+        self._told(call, "ok")
 
 
 class RegistrationService:

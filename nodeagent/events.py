@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mesh.obs.logs import logger
+from nodeagent.core.subscriptions import SEND_ORDER
 from nodeagent.metrics import AgentMetrics
+
+SLOW: Final = 5.0
+"""Seconds; a push that takes longer waits for a proxy that does not read."""
 
 _log = logger("nodeagent.streams")
 
@@ -18,6 +24,10 @@ class AgentEvents:
 
     def __init__(self, metrics: AgentMetrics) -> None:
         self._metrics = metrics
+        for (
+            type_url
+        ) in SEND_ORDER:  # from 0 on: an alert asks for increases, a series that begins with 1 has none
+            metrics.nacks.labels(type=short_type(type_url))
 
     def on_stream_open(self, workload: str, service: str) -> None:
         """Count the stream."""
@@ -29,6 +39,12 @@ class AgentEvents:
         if reason != "socket_too_many_streams":  # such a stream was never counted in
             self._metrics.streams.labels(api=service).dec()
         _log.debug("stream closed", workload=workload, api=service, reason=reason)
+
+    def on_pushed(self, workload: str, seconds: float) -> None:
+        """Observe it."""
+        self._metrics.push_seconds.observe(seconds)
+        if seconds > SLOW:
+            _log.warning("a proxy reads slowly", workload=workload, seconds=round(seconds, 3))
 
     def on_ack(self, workload: str, type_url: str, names: tuple[str, ...]) -> None:
         """Nothing: the status book knows."""

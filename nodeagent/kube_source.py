@@ -82,9 +82,8 @@ class KubeSource:
         )
         self.driver = NodeDriver(options, self.volumes, host)
         endpoint = kube.kubelet_dir / "plugins" / kube.driver_name / "csi.sock"
-        self._driver_socket = CsiSocket(
-            endpoint, DriverService(self.driver, VERSION).handlers(), make_parent=True
-        )
+        service = DriverService(self.driver, VERSION, self._metrics.csi_called)
+        self._driver_socket = CsiSocket(endpoint, service.handlers(), make_parent=True)
         self._registration_socket = CsiSocket(
             kube.kubelet_dir / "plugins_registry" / f"{kube.driver_name}-reg.sock",
             RegistrationService(kube.driver_name, endpoint, self._registered).handlers(),

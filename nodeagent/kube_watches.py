@@ -70,6 +70,15 @@ class KubeMetrics(MetricSet):
         labels=("resource", "code"),
     )
     volumes = gauge("gatehouse_agent_volumes", "Volumes published on this node.")
+    csi_calls = counter(
+        "gatehouse_agent_csi_calls_total",
+        "The kubelet's calls by what became of them: ok, or a code.",
+        labels=("call", "result"),
+    )
+
+    def csi_called(self, call: str, result: str) -> None:
+        """A call of the kubelet, `publish` or `unpublish`, was answered."""
+        self.csi_calls.labels(call=call, result=result).inc()
 
     def relisted(self, resource: str, items: int) -> None:
         """See `mesh.kube.reflector.Events`."""

@@ -8,6 +8,7 @@ from mesh.obs.metrics import MetricSet, counter, gauge, histogram
 class AgentMetrics(MetricSet):
     """Labels hold codes, kinds and the names of this node's own workloads, nothing from peers."""
 
+    ready = gauge("gatehouse_agent_ready", "1 when the agent is ready, else 0.")
     workloads = gauge("gatehouse_agent_workloads", "Workloads that this agent serves.")
     svid_remaining = gauge(
         "gatehouse_agent_svid_remaining_seconds",
@@ -46,4 +47,9 @@ class AgentMetrics(MetricSet):
         labels=("severity",),
     )
     streams = gauge("gatehouse_agent_streams", "Open streams.", labels=("api",))
+    push_seconds = histogram(
+        "gatehouse_agent_push_seconds",
+        "Time from a workload's new configuration or certificate until its last byte is written to a stream.",
+        buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
+    )
     nacks = counter("gatehouse_agent_nacks_total", "Resources that a proxy refused.", labels=("type",))

@@ -44,6 +44,7 @@ def pages(view: Callable[[], AgentView], health: Health, metrics: AgentMetrics) 
 
     def exposed() -> Page:
         view()
+        metrics.ready.set(int(health.ready().ok))
         body, content_type = exposition(metrics.registry)
         return Page(200, body, content_type)
 

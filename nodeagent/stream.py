@@ -191,7 +191,7 @@ def run_discovery(
     Requests are read only when the answers to the last one are written: a client that does not read
     cannot make us queue. Snapshots that pass while a write waits are skipped; the newest counts.
     """
-    return _Discovery(streams.watch, context, session).run(streams.call(service.value, context))
+    return _Discovery(streams, context, session).run(streams.call(service.value, context))
 
 
 class _Discovery:
@@ -201,10 +201,10 @@ class _Discovery:
     there is something to push: a node has a hundred streams that are silent nearly all of the time.
     """
 
-    __slots__ = ("_context", "_failure", "_pusher", "_reader", "_session", "_turn", "_watch")
+    __slots__ = ("_context", "_failure", "_pusher", "_reader", "_session", "_streams", "_turn")
 
-    def __init__(self, watch: Watch, context: Context, session: SotwSession | DeltaSession) -> None:
-        self._watch = watch
+    def __init__(self, streams: Streams, context: Context, session: SotwSession | DeltaSession) -> None:
+        self._streams = streams
         self._context = context
         self._session = session
         self._turn = asyncio.Lock()  # one writer, and responses leave in the order of their nonces
@@ -221,10 +221,10 @@ class _Discovery:
             ClientGoneError: the client left during a write.
         """
         async with call:
-            if self._watch.closed:
+            if self._streams.watch.closed:
                 raise CacheClosed
             self._reader = asyncio.current_task()
-            self._watch.attach(self._wake)
+            self._streams.watch.attach(self._wake)
             on_request: Callable[[Any], list[Response]] = self._session.on_request
             try:
                 self._wake()  # what was published since the session was made must not be missed
@@ -238,25 +238,31 @@ class _Discovery:
                     raise
                 raise self._failure from None
             finally:
-                self._watch.detach(self._wake)
+                self._streams.watch.detach(self._wake)
                 if self._pusher is not None:
                     self._pusher.cancel()
 
     def _wake(self) -> None:
-        if self._watch.closed:
+        if self._streams.watch.closed:
             self._fail(CacheClosed())
         elif self._pusher is None and self._behind():
-            self._pusher = asyncio.get_running_loop().create_task(self._push())
+            loop = asyncio.get_running_loop()
+            self._pusher = loop.create_task(self._push(loop.time()))
 
     def _behind(self) -> bool:
-        return self._watch.snapshot.revision > self._session.revision
+        return self._streams.watch.snapshot.revision > self._session.revision
 
-    async def _push(self) -> None:
+    async def _push(self, since: float) -> None:
+        streams, wrote = self._streams, False
         try:
             while self._behind():
                 async with self._turn:
-                    for response in self._session.on_snapshot(self._watch.snapshot):
+                    for response in self._session.on_snapshot(streams.watch.snapshot):
                         await send(self._context, response.encode())
+                        wrote = True
+            if wrote:
+                seconds = asyncio.get_running_loop().time() - since
+                streams.events.on_pushed(streams.cache.workload_id, seconds)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the stream by the reader's way
             self._fail(error)
         finally:

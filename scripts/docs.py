@@ -10,6 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ca.metrics import CaMetrics
+from injector.metrics import UpkeepMetrics, WebhookMetrics
+from mesh.obs.metrics import MetricSet, describe
+from nodeagent.kube_watches import KubeMetrics
+from nodeagent.metrics import AgentMetrics
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mesh", "ca", "nodeagent", "injector", "meshctl", "examples")
 HEAD = "<!-- Written by `make docs` from the code; edit the docstrings there. -->\n\n"
@@ -72,7 +78,35 @@ def codes_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"docs/reference/modules.md": modules_page, "docs/reference/codes.md": codes_page}
+PROCESSES: dict[str, tuple[type[MetricSet], ...]] = {
+    "Certificate authority": (CaMetrics,),
+    "Webhook": (WebhookMetrics,),
+    "Upkeep, and the keeper of the webhook's certificate": (UpkeepMetrics,),
+    "Node agent": (AgentMetrics, KubeMetrics),
+}
+
+
+def metrics_page() -> str:
+    """Every metric of every process."""
+    lines = [
+        HEAD + "# Metrics\n",
+        "Labels' values come from small closed sets: codes, kinds, and the names of a node's own workloads.",
+        "All processes but the webhook also show `process_*` (memory, CPU time, start, open files).",
+    ]
+    for process, sets in PROCESSES.items():
+        lines += [f"\n## {process}\n", "| metric | kind | labels | what it counts |"]
+        lines.append("| --- | --- | --- | --- |")
+        for doc in sorted((doc for one in sets for doc in describe(one)), key=lambda doc: doc.name):
+            text = doc.help.replace("|", "\\|")
+            lines.append(f"| `{doc.name}` | {doc.kind} | {', '.join(doc.labels) or '-'} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "docs/reference/modules.md": modules_page,
+    "docs/reference/codes.md": codes_page,
+    "docs/reference/metrics.md": metrics_page,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -26,6 +26,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     generate_latest,
 )
 
@@ -150,6 +151,14 @@ def histogram(
 def describe(metrics: type[MetricSet]) -> tuple[MetricDoc, ...]:
     """Every metric of a set, by name."""
     return tuple(sorted((declared.doc for declared in _declared(metrics).values()), key=lambda doc: doc.name))
+
+
+def show_process(registry: CollectorRegistry) -> None:
+    """Add memory, CPU time, start and open files of this process, under Prometheus' own names (`process_*`).
+
+    For processes that show themselves alone: not for workers that share a page.
+    """
+    ProcessCollector(registry=registry)
 
 
 def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:

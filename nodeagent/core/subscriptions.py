@@ -76,6 +76,10 @@ class SessionEvents(Protocol):
         """It ended; `reason` is `client`, `stopping`, or the code of a refusal."""
         ...
 
+    def on_pushed(self, workload: str, seconds: float) -> None:
+        """A new snapshot was written to a stream, so long after it was there."""
+        ...
+
     def on_ack(self, workload: str, type_url: str, names: tuple[str, ...]) -> None:
         """The proxy accepted these resources."""
         ...
@@ -100,6 +104,9 @@ class SilentEvents:
         """Ignore."""
 
     def on_stream_close(self, workload: str, service: str, reason: str) -> None:
+        """Ignore."""
+
+    def on_pushed(self, workload: str, seconds: float) -> None:
         """Ignore."""
 
     def on_ack(self, workload: str, type_url: str, names: tuple[str, ...]) -> None:

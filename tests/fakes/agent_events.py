@@ -15,12 +15,16 @@ class RecordedEvents:
     nacks: list[tuple[str, tuple[str, ...], str]] = field(default_factory=list)
     unauthorised: list[tuple[str, str, str]] = field(default_factory=list)
     unknown: list[tuple[str, str, str]] = field(default_factory=list)
+    pushed: list[tuple[str, float]] = field(default_factory=list)
 
     def on_stream_open(self, workload: str, service: str) -> None:
         self.opened.append((workload, service))
 
     def on_stream_close(self, workload: str, service: str, reason: str) -> None:
         self.closed.append((workload, service, reason))
+
+    def on_pushed(self, workload: str, seconds: float) -> None:
+        self.pushed.append((workload, seconds))
 
     def on_ack(self, workload: str, type_url: str, names: tuple[str, ...]) -> None:
         self.acks.append((type_url, names))

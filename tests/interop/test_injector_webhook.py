@@ -40,6 +40,13 @@ def webhook(kube: FakeKube, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield webhook
 
 
+def test_failures_are_shown_before_the_first(webhook: Webhook) -> None:
+    """Over all workers; alerts ask for increases, and what begins with 1 has none."""
+    page = webhook.get("/metrics")[1]
+    for metric in ("admissions", "policy_admissions"):
+        assert f'gatehouse_injector_{metric}_total{{outcome="failed",reason="review_internal"}} 0.0' in page
+
+
 # --- e.2 (7): malformed requests ---
 
 

@@ -14,9 +14,7 @@ from ca.authn import AuthnCode
 from ca.config import Address, CaConfig, ConfigCode, ConfigError, parse_name
 from ca.core.profile import ProfileError
 from ca.limits import LimitCode
-from ca.metrics import CaMetrics
 from ca.requests import RequestCode
-from mesh.obs.metrics import describe as describe_metrics
 from mesh.settings import SettingsError
 from mesh.settings import describe as describe_settings
 from tests.fakes.ca_running import settings
@@ -121,6 +119,5 @@ def test_bad_serving_names(text: str) -> None:
 
 def test_the_document_lists_everything() -> None:
     wanted = [row.path for row in describe_settings(CaConfig)]
-    wanted += [metric.name for metric in describe_metrics(CaMetrics)]
     wanted += [code.value for code in (*AuthnCode, *LimitCode, *RequestCode)]
     assert [name for name in wanted if f"`{name}`" not in DOCUMENT] == []

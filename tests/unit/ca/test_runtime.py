@@ -52,6 +52,24 @@ def check_named(runtime: Runtime, name: str) -> tuple[bool, str]:
     return found.ok, found.detail
 
 
+def test_failures_and_attacks_are_counted_from_0_on(runtime: Runtime) -> None:
+    """A series that begins with 1 has no increase, and an alert on increases would miss it."""
+    seen = {
+        sample.labels["code"]: sample.value
+        for metric in (runtime.metrics.hostile, runtime.metrics.sign_errors)
+        for sample in next(iter(metric.collect())).samples
+        if sample.name.endswith("_total")
+    }
+    assert {"spoof_attempt", "issuer_expiring", "lint_validity", "internal"} <= set(seen)
+    assert set(seen.values()) == {0}
+
+
+def test_its_memory_is_shown(runtime: Runtime) -> None:
+    memory = runtime.registry.get_sample_value("process_resident_memory_bytes")
+    assert memory is not None
+    assert memory > 1 << 20
+
+
 def test_issues_and_counts(runtime: Runtime) -> None:
     issued = issue(runtime)
     assert len(issued.chain()) == 3
@@ -63,6 +81,9 @@ def test_issues_and_counts(runtime: Runtime) -> None:
     assert value(runtime.metrics.chain_left) == pytest.approx(365 * 86400)
     assert value(runtime.metrics.root_left) == pytest.approx(3650 * 86400)
     assert value(runtime.metrics.serving_left) == pytest.approx(86400)
+    backdate = 120
+    assert value(runtime.metrics.serving_life) == pytest.approx(86400 + backdate)
+    assert value(runtime.metrics.chain_life) == pytest.approx(365 * 86400 + backdate, abs=600)
 
 
 def test_the_intermediate_is_renewed_in_time(runtime: Runtime, clock: FakeClock) -> None:

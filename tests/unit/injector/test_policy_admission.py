@@ -162,3 +162,14 @@ def test_what_nobody_waits_for_is_not_worked_on() -> None:
     with pytest.raises(ReviewError, match="time-out") as caught:
         admission().answer(body(BROKEN), started=0.0, deadline=time.monotonic() - 1)
     assert caught.value.code is ReviewCode.LATE
+
+
+def test_failures_are_counted_from_0_on() -> None:
+    """A series that begins with 1 has no increase, and an alert on increases would miss it."""
+    metrics = WebhookMetrics(CollectorRegistry())
+    PolicyAdmission(metrics).begin()
+    (family,) = metrics.policies.collect()
+    shown = {tuple(s.labels.values()): s.value for s in family.samples if s.name.endswith("_total")}
+    assert shown[("failed", "review_late")] == 0
+    assert ("failed", "review_bad_policy") not in shown, "that is a denial"
+    assert set(shown.values()) == {0}

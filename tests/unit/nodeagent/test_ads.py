@@ -61,6 +61,10 @@ async def test_one_stream_carries_everything(form: str) -> None:
         )
         web.cache.publish_config(changed)
         assert [LABEL[(await read(call)).type_url] for _ in range(3)] == ["CDS", "EDS", "ECDS"]
+        await until("the push is reported", lambda: web.events.pushed)
+        ((workload, seconds),) = web.events.pushed  # answers to requests are none
+        assert workload == "demo/web"
+        assert 0 < seconds < 40
 
 
 async def test_silence_until_the_configuration_is_compiled() -> None:

@@ -102,6 +102,8 @@ async def test_status_health_and_metrics(tree: NodeagentTree) -> None:
         assert code == 200
         assert 'gatehouse_agent_svid_remaining_seconds{workload="demo/web"}' in text
         assert 'gatehouse_agent_findings{severity="error"} 1.0' in text
+        assert "gatehouse_agent_ready 1.0" in text
+        assert "process_resident_memory_bytes" in text
         assert (await get(agent, "/status", "HEAD"))[1] == ""
         assert (await get(agent, "/nothing"))[0] == 404
         assert (await get(agent, "/status", "POST"))[0] == 405

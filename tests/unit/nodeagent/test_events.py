@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from mesh.envoy.resources import LISTENER, SECRET
-from nodeagent.events import AgentEvents, short_type
+from nodeagent.events import SLOW, AgentEvents, short_type
 from nodeagent.metrics import AgentMetrics
 
 
@@ -34,6 +34,25 @@ def test_a_refusal_of_the_proxy_is_an_error(metrics: AgentMetrics, caplog: pytes
     AgentEvents(metrics).on_nack("demo/web", LISTENER, ("inbound",), "bad")
     assert value(metrics, "nacks_total", type="Listener") == 1
     assert [r.levelno for r in caplog.records] == [logging.ERROR]
+
+
+def test_refusals_are_shown_before_the_first(metrics: AgentMetrics) -> None:
+    """A series that begins with 1 has no increase, and an alert on increases would miss it."""
+    assert value(metrics, "nacks_total", type="Listener") is None
+    AgentEvents(metrics)
+    assert value(metrics, "nacks_total", type="Listener") == 0
+
+
+def test_a_push_is_timed_and_a_slow_reader_is_named(
+    metrics: AgentMetrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = AgentEvents(metrics)
+    events.on_pushed("demo/web", 0.002)
+    assert not caplog.records
+    events.on_pushed("demo/web", SLOW + 1)
+    assert value(metrics, "push_seconds_count") == 2
+    assert value(metrics, "push_seconds_sum") == pytest.approx(SLOW + 1.002)
+    assert [r.getMessage() for r in caplog.records] == ["a proxy reads slowly"]
 
 
 def test_asking_for_another_identity_is_a_warning(

@@ -336,7 +336,7 @@ async def test_two_volumes_of_one_pod_are_served_apart(node: CsiNode) -> None:
 
 async def test_refusals_on_the_wire(node: CsiNode) -> None:
     bare = csi_request(node.target, csi_context(serviceAccount__tokens=""))
-    async with node.agent():
+    async with node.agent() as agent:
         answer = await node.kubelet.publish(bare)
         assert answer.startswith("FAILED_PRECONDITION: ")
         assert "static pods" in answer
@@ -344,6 +344,18 @@ async def test_refusals_on_the_wire(node: CsiNode) -> None:
         assert (await node.kubelet.unpublish("", node.target)).startswith("INVALID_ARGUMENT: volume_id")
         assert await node.kubelet.publish(node.request) == "OK"
         assert (await node.kubelet.publish(bare)).startswith("UNAVAILABLE: the volume stays as it is")
+        counts = {
+            (sample.labels["call"], sample.labels["result"]): sample.value
+            for metric in agent.metrics.registry.collect()
+            if metric.name == "gatehouse_agent_csi_calls"
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        }
+        assert counts == {
+            ("publish", "csi_no_token"): 2,
+            ("unpublish", "csi_volume_id"): 1,
+            ("publish", "ok"): 1,
+        }
 
 
 async def test_what_the_kubelet_asks_a_driver(node: CsiNode) -> None:
