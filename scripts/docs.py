@@ -1,4 +1,4 @@
-"""`make docs`: reference pages that are read off the code, so that they cannot be out of date.
+"""`make docs`: reference pages that are read off the code, and the dashboards of the chart.
 
 `--check` writes nothing and fails when a page is not what the code says.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from ca.metrics import CaMetrics
@@ -15,6 +16,7 @@ from injector.metrics import UpkeepMetrics, WebhookMetrics
 from mesh.obs.metrics import MetricSet, describe
 from nodeagent.kube_watches import KubeMetrics
 from nodeagent.metrics import AgentMetrics
+from scripts.dashboards.files import files
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mesh", "ca", "nodeagent", "injector", "meshctl", "examples")
@@ -102,7 +104,8 @@ def metrics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {
+PAGES: dict[str, Callable[[], str]] = {
+    **{name: partial(str, text) for name, text in files().items()},
     "docs/reference/modules.md": modules_page,
     "docs/reference/codes.md": codes_page,
     "docs/reference/metrics.md": metrics_page,

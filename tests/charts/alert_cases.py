@@ -1,7 +1,7 @@
 """For each alert, series that must raise it and series that must not, in promtool's notation.
 
-`1x60` is 1 for an hour at one sample a minute, `0+2x60` grows by 2 a minute. The clock begins at 0: an hour is the
-instant 3600.
+`1x60` is 1 for an hour at one sample a minute, `0+2x60` grows by 2 a minute. The clock begins at 0, so that
+"in an hour" is 3600.
 """
 
 from __future__ import annotations

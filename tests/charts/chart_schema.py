@@ -99,6 +99,9 @@ def values_schema() -> Json:
                             {"enabled": _FLAG, "interval": _duration(), "labels": _LABELS}
                         ),
                         "prometheusRule": _map({"enabled": _FLAG, "labels": _LABELS}),
+                        "dashboards": _map(
+                            {"enabled": _FLAG, "labels": _LABELS, "annotations": _ANNOTATIONS}
+                        ),
                     }
                 ),
                 "podSecurity": _map(

@@ -165,6 +165,13 @@ def test_notes_say_what_to_do_next(notes: Callable[..., str]) -> None:
     assert "IMPORTANT" not in text
 
 
+def test_notes_tell_where_dashboards_are(notes: Callable[..., str]) -> None:
+    assert "Grafana" not in notes()
+    text = notes(metrics={"dashboards": {"enabled": True}})
+    assert "for a sidecar that selects grafana_dashboard=1 and looks into this namespace" in text
+    assert "kubectl -n istio-system get configmap -l app.kubernetes.io/component=dashboards" in text
+
+
 def test_notes_tell_what_is_special(notes: Callable[..., str]) -> None:
     text = notes(
         kube="1.20.2",
