@@ -1,7 +1,7 @@
 # The same verbs locally and in CI. ARGS= goes to the program, T= and K= choose tests.
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help dev lint format type test test-here test-cluster cov demo bench image docs proto lock golden clean
+.PHONY: help dev lint format type test test-here test-cluster cov demo bench image release docs proto lock golden clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ bench: dev  ## figures as ratios to limits measured in the same run; ARGS=--json
 
 image:  ## build the images with docker or buildah; IMAGE_REGISTRY=, IMAGE_TAG=, IMAGE_PUSH=1 (docs/images.md)
 	@scripts/image $(ARGS)
+
+release:  ## chart, images.txt, images and checksums in dist/, for clusters without internet (docs/images.md)
+	@scripts/release $(ARGS)
 
 docs: dev  ## reference pages that are generated from the code
 	$(PY) -m scripts.docs

@@ -21,6 +21,7 @@ from pathlib import Path
 from tests.cluster import packages
 from tests.cluster.layout import PAUSE_IMAGE, REPOSITORY, Layout
 from tests.cluster.run import ClusterError, run, works
+from tests.fakes.helm import helm_path
 
 BASE_IMAGE = "docker.io/library/python:3.11-slim-bookworm"
 REGISTRY, TAG = "images.test", "e2e"  # a registry that does not exist: nothing can come from elsewhere
@@ -104,6 +105,20 @@ class ImageStore:
         }
         built = run([REPOSITORY / "scripts" / "image", *names], timeout=1200, environment=settings)
         return built.split()
+
+    def release(self, directory: Path) -> list[Path]:
+        """What `make release` writes, with the images that were built; the files."""
+        settings = {
+            **self._environment(),
+            "IMAGE_TOOL": "buildah",
+            "IMAGE_BUILD": "0",
+            "IMAGE_REGISTRY": REGISTRY,
+            "IMAGE_TAG": TAG,
+            "HELM": str(helm_path()),
+            "DIST": str(directory),
+        }
+        written = run([REPOSITORY / "scripts" / "release"], timeout=300, environment=settings)
+        return [Path(line) for line in written.splitlines()]
 
     def image_id(self, name: str) -> str:
         """The digest of the image's configuration, in hexadecimal."""
