@@ -246,6 +246,7 @@ def scraped(
         server.server_close()
 
 
+@pytest.mark.timeout(180)
 def test_no_panel_is_empty(scraped: tuple[bool, Prometheus]) -> None:
     """In the words of a real Prometheus that scrapes real declarations. NaN is drawn as nothing, too."""
     busy, prometheus = scraped
@@ -267,6 +268,7 @@ def test_no_panel_is_empty(scraped: tuple[bool, Prometheus]) -> None:
     assert found == wanted
 
 
+@pytest.mark.timeout(180)
 def test_the_choices_are_the_pods_of_the_dashboard(
     scraped: tuple[bool, Prometheus],
 ) -> None:
