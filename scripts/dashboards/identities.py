@@ -113,7 +113,7 @@ IDENTITIES: Final = Dashboard(
                 ),
                 graph(
                     "Callers identified",
-                    "By kind of credential: token (node agents, for pods), certificate.",
+                    "By kind of credential. Node agents come with the tokens of pods.",
                     rate_by("method", f"{CA}_authenticated_total", CA_UP),
                     unit="ops",
                 ),

@@ -71,8 +71,8 @@ INJECTION: Final = Dashboard(
             (
                 graph(
                     "Pods, by outcome",
-                    "patched: got a sidecar; skipped: left alone, with a reason; denied: refused, with a "
-                    "sentence; failed: no answer.",
+                    "patched: got a sidecar; unchanged: had it; skipped: left alone, with a reason; denied: "
+                    "refused, with a sentence; failed: no answer.",
                     rate_by("outcome", f"{HOOK}_admissions_total", HOOK_UP),
                     unit="ops",
                 ),
@@ -118,7 +118,8 @@ INJECTION: Final = Dashboard(
                 ),
                 graph(
                     "Events",
-                    "What became of Events about pods. `dropped` is no harm: they are only for people.",
+                    "What became of Events about pods: written, failed; repeated, limited and full were left "
+                    "out, which is no harm: they are only for people.",
                     rate_by("result", f"{HOOK}_events_total", HOOK_UP),
                     unit="ops",
                 ),
