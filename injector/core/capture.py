@@ -30,6 +30,8 @@ PASSTHROUGH_V4, PASSTHROUGH_V6 = ports.PASSTHROUGH_V4, ports.PASSTHROUGH_V6
 
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,14}")  # IFNAMSIZ - 1
 MAX_ITEMS = 256
+MAX_CHARACTERS = 64 << 10
+_MAX_UID = (1 << 32) - 2  # the last one stands for "no user"
 
 
 class CaptureCode(Code):
@@ -98,9 +100,14 @@ class CaptureConfig:
         Raises:
             CaptureError: unknown key, wrong type, or a value that cannot become a rule.
         """
+        if len(text) > MAX_CHARACTERS:
+            raise CaptureError(
+                CaptureCode.FORMAT,
+                f"capture configuration has {len(text)} characters; at most {MAX_CHARACTERS} are allowed",
+            )
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise CaptureError(CaptureCode.FORMAT, f"capture configuration is not JSON: {error}") from error
         known = {f.name for f in fields(cls)}
         if not isinstance(data, dict) or not set(data) <= known:
@@ -257,6 +264,9 @@ def _port_range(item: str) -> PortRange:
 
 def _cidr(item: str) -> str:
     try:
+        if "%" in item:
+            # The standard library takes any characters for a zone, and would give them back.
+            raise ValueError("a block has no zone")
         return str(ipaddress.ip_network(item))
     except ValueError as error:
         raise CaptureError(
@@ -288,13 +298,17 @@ def _from_plain(name: str, value: object) -> object:
     if name in {"proxy_uid", "drop_invalid"}:
         wanted = int if name == "proxy_uid" else bool
         if type(value) is not wanted:
-            raise CaptureError(CaptureCode.FORMAT, f"{name}: {value!r} is not of type {wanted.__name__}")
+            raise CaptureError(CaptureCode.FORMAT, f"{name}: {value!r:.60} is not of type {wanted.__name__}")
+        if wanted is int and not 0 < value <= _MAX_UID:
+            raise CaptureError(
+                CaptureCode.FORMAT, f"{name}: {value!r:.60} is not a user from 1 to {_MAX_UID}"
+            )
         return value
     nullable = name in {"include_inbound", "include_outbound_cidrs"}
     if value is None and nullable:
         return None
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise CaptureError(CaptureCode.FORMAT, f"{name}: expected a list of texts, found {value!r}")
+        raise CaptureError(CaptureCode.FORMAT, f"{name}: expected a list of texts, found {value!r:.60}")
     _bounded(value)
     one = _cidr if "cidrs" in name else _interface if "interfaces" in name else _port_range
     return tuple(one(v) for v in value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,9 +48,8 @@ def test_json_form_round_trips(config: CaptureConfig) -> None:
     assert CaptureConfig.from_json(config.to_json()) == config
 
 
-@given(configs)
-def test_no_option_can_add_a_statement(config: CaptureConfig) -> None:
-    """Whatever the options, the script is one table with one rule a line and balanced braces."""
+def one_table(config: CaptureConfig) -> None:
+    """The scripts are one table each, with one rule a line and balanced braces."""
     script = render_nft(config)
     assert script.startswith("table inet gatehouse\ndelete table inet gatehouse\ntable inet gatehouse {\n")
     assert script.endswith("}\n")
@@ -55,14 +57,37 @@ def test_no_option_can_add_a_statement(config: CaptureConfig) -> None:
     assert ";" not in script.replace("policy accept;", "").replace("dstnat;", "").replace(
         "priority -100;", ""
     ).replace("priority mangle;", "")
+    for version in (4, 6):
+        lines = render_iptables(config, version, frozenset()).splitlines()
+        assert lines[0] == "*nat"
+        assert lines[-1] == "COMMIT"
+        assert all(line.startswith((":GATEHOUSE_", "-A GATEHOUSE_", "-I ")) for line in lines[1:-1])
 
 
-@given(configs, st.sampled_from([4, 6]))
-def test_iptables_script_is_one_table(config: CaptureConfig, version: int) -> None:
-    lines = render_iptables(config, version, frozenset()).splitlines()
-    assert lines[0] == "*nat"
-    assert lines[-1] == "COMMIT"
-    assert all(line.startswith((":GATEHOUSE_", "-A GATEHOUSE_", "-I ")) for line in lines[1:-1])
+@given(configs)
+def test_no_option_can_add_a_statement(config: CaptureConfig) -> None:
+    one_table(config)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.from_regex(r"[0-9:%./;}\n-]{1,12}"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=6,
+)
+hostile = st.text(max_size=200) | st.dictionaries(
+    st.sampled_from(sorted(f.name for f in fields(CaptureConfig))), json_values, max_size=4
+).map(json.dumps)
+
+
+@given(hostile)
+def test_whatever_is_written_there_is_refused_or_becomes_rules(text: str) -> None:
+    """Whoever writes a pod may write this; there is no third way out, and no way around the renderer."""
+    try:
+        config = CaptureConfig.from_json(text)
+    except CaptureError:
+        return
+    assert CaptureConfig.from_json(config.to_json()) == config
+    one_table(config)
 
 
 def test_jumps_are_added_only_once() -> None:
@@ -119,7 +144,9 @@ def test_bad_ports(text: str, said: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["10.0.0.1/8", "10.0.0.0/33", "x", "10.0.0.0/8}"], ids=["host-bits", "mask", "word", "brace"]
+    "text",
+    ["10.0.0.1/8", "10.0.0.0/33", "x", "10.0.0.0/8}", "fe80::%eth0/64", "fe80::1%x} ; flush ruleset/128"],
+    ids=["host-bits", "mask", "word", "brace", "zone", "statement-in-a-zone"],
 )
 def test_bad_cidrs(text: str) -> None:
     with pytest.raises(CaptureError, match="is not a CIDR block") as caught:
@@ -150,8 +177,18 @@ def test_lists_are_bounded() -> None:
         ('{"drop_invalid":1}', "not of type bool"),
         ('{"exclude_inbound":"80"}', "expected a list of texts"),
         ('{"exclude_inbound":null}', "expected a list of texts"),
+        ('{"proxy_uid":0}', "not a user from 1"),
+        ('{"proxy_uid":-1}', "not a user from 1"),
+        ('{"proxy_uid":4294967295}', "not a user from 1"),
+        ('{"proxy_uid":true}', "not of type int"),
+        (f'{{"proxy_uid":{"9" * 5000}}}', "not JSON"),
+        ("[" * 60_000, "not JSON"),
+        (f'{{"a":"{"x" * 65_536}"}}', "at most 65536"),
     ],
-    ids=["syntax", "list", "unknown-key", "uid-text", "bool-number", "text", "null"],
+    ids=[
+        *("syntax", "list", "unknown-key", "uid-text", "bool-number", "text", "null"),
+        *("root", "negative", "nobody", "uid-bool", "digits", "nested", "long"),
+    ],
 )
 def test_bad_json(text: str, said: str) -> None:
     with pytest.raises(CaptureError, match=said) as caught:
