@@ -1,4 +1,4 @@
-"""Command line of the injector: `python -m injector serve`, `certificate`, `upkeep`, `check`."""
+"""Command line of the injector: `python -m injector serve`, `certificate`, `upkeep`, `capture`, `check`."""
 
 from __future__ import annotations
 
@@ -59,6 +59,10 @@ def _run(command: str, config: InjectorConfig, file: Path | None) -> int:
     from mesh.obs import logs
 
     logs.configure(service=f"injector-{command}", level=config.log_level, json=config.log_json)
+    if command == "capture":
+        from injector import capture_agent
+
+        return capture_agent.run(config)
     from injector import upkeep
 
     return upkeep.run(config, certificate=command == "certificate")
@@ -76,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         ("serve", "run the webhook"),
         ("certificate", "keep the webhook's certificate: beside each webhook, in its pod"),
         ("upkeep", "keep caBundle and key sets: one leader of the cluster works"),
+        ("capture", "the agent of a node that has the capture rules of its pods written"),
         ("check", "check the configuration"),
     ):
         command = commands.add_parser(name, help=text, description=text)

@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from injector.config_parts import Address, JwksConfig, LimitConfig, NodesConfig, parse_label
+from injector.config_parts import (
+    Address,
+    CaptureAgentConfig,
+    JwksConfig,
+    LimitConfig,
+    NodesConfig,
+    parse_label,
+)
 from injector.core.capture import CaptureError, PortRange, parse_ports
 from injector.core.decision import Selection
 from injector.core.options import PodOptions, resolve_options
@@ -137,6 +144,18 @@ class InjectionConfig:
     liveness_grace_seconds: int = setting(
         "A rewritten liveness probe may fail for at least that long.", default=20, minimum=0, maximum=3600
     )
+    node_capture: bool = setting(
+        "The capture agent of the node writes the capture rules, so that pods need no NET_ADMIN. It must run"
+        " on every node (chart: capture.mode).",
+        default=False,
+    )
+    capture_seconds: int = setting(
+        "With node_capture: how long a pod waits for its rules before its init container fails, and the"
+        " kubelet starts it again.",
+        default=60,
+        minimum=5,
+        maximum=3600,
+    )
     deny_pod_security: bool = setting(
         "Refuse a pod that its namespace would reject anyway, instead of a warning.", default=False
     )
@@ -178,6 +197,8 @@ class InjectionConfig:
             hold_seconds=self.hold_seconds,
             liveness_grace_seconds=self.liveness_grace_seconds,
             deny_pod_security=self.deny_pod_security,
+            node_capture=self.node_capture,
+            capture_seconds=self.capture_seconds,
             version=self.version,
         )
 
@@ -285,6 +306,9 @@ class InjectorConfig:
         "The webhook's own certificate.", default_factory=CertificateConfig
     )
     upkeep: UpkeepConfig = setting("What the leader looks after.", default_factory=UpkeepConfig)
+    capture_agent: CaptureAgentConfig = setting(
+        "The capture agent of a node.", default_factory=CaptureAgentConfig
+    )
     reload_interval: dt.timedelta = setting(
         "How often files are looked at for changes.",
         default=2 * _SECOND,
@@ -304,6 +328,11 @@ class InjectorConfig:
     def upkeep_names(self) -> tuple[str, ...]:
         """Names of upkeep's certificate for metrics."""
         return (f"{self.upkeep.service}.{self.namespace}.svc",)
+
+    @property
+    def capture_names(self) -> tuple[str, ...]:
+        """Names of the capture agents' certificate for metrics."""
+        return (f"{self.capture_agent.service}.{self.namespace}.svc",)
 
     def settings(self) -> InjectorSettings:
         """What the core works with; see `InjectionConfig.to_settings`."""

@@ -122,6 +122,29 @@ class JwksConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureAgentConfig:
+    """The capture agent of a node (`injector capture`), where injection.node_capture is on."""
+
+    node_name: str = setting("Name of this node; only its pods are looked at.", default="")
+    service: str = setting(
+        "Its certificate, where metrics go by TLS, has the name SERVICE.NAMESPACE.svc.",
+        default="gatehouse-capture",
+        parse=parse_label,
+    )
+    socket: Path = setting(
+        "Where the capture worker of the same pod listens.",
+        default=Path("/run/gatehouse-capture/worker.sock"),
+    )
+    recheck: dt.timedelta = setting(
+        "How often the rules of a pod that runs are looked at, and written again where they are gone.",
+        default=300 * _SECOND,
+        minimum=_SECOND,
+        maximum=86400 * _SECOND,
+    )
+    threads: int = setting("Pods that are worked on at once.", default=4, minimum=1, maximum=8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodesConfig:
     """Versions of kubelets, for the choice of native sidecars."""
 

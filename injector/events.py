@@ -106,6 +106,7 @@ class EventSink:
 
     Args:
         api: None drops everything (Events are turned off).
+        component: who says it.
         count: told what became of each: written, repeated, limited, full, failed.
     """
 
@@ -113,11 +114,13 @@ class EventSink:
         self,
         api: KubeApi | None,
         *,
+        component: str = _COMPONENT,
         count: Callable[[str], None] = lambda _: None,
         clock: Clock | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
+        self._component = component
         self._count = count
         self._clock = clock or SystemClock()
         self._monotonic = monotonic
@@ -210,8 +213,8 @@ class EventSink:
             "count": count,
             "firstTimestamp": now,
             "lastTimestamp": now,
-            "source": {"component": _COMPONENT},
-            "reportingComponent": _COMPONENT,
+            "source": {"component": self._component},
+            "reportingComponent": self._component,
             "reportingInstance": "",
         }
 

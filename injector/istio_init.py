@@ -85,12 +85,40 @@ def apply(config: CaptureConfig, backend: str = "auto") -> str:
     return backend
 
 
+def ensure(config: CaptureConfig) -> str:
+    """`apply` unless all rules are there already, as far as a count can tell; "" when nothing was to do.
+
+    Connections and counters of rules that are in force are left alone.
+
+    Raises:
+        InitError: as `apply`.
+    """
+    if _in_place(config):
+        _add_passthrough_address()
+        return ""
+    return apply(config)
+
+
+def _in_place(config: CaptureConfig) -> bool:
+    done = _run(["nft", "-j", "list", "table", "inet", TABLE])
+    try:
+        return done.returncode == 0 and _count(done.stdout) == _wanted(config)
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _count(listing: str) -> int:
+    return sum("rule" in item for item in json.loads(listing)["nftables"])
+
+
+def _wanted(config: CaptureConfig) -> int:
+    lines = render_nft(config).splitlines()
+    return sum(line.startswith("    ") and "policy accept" not in line for line in lines)
+
+
 def _verify_nft(config: CaptureConfig) -> None:
-    listed = json.loads(_checked(["nft", "-j", "list", "table", "inet", TABLE]))["nftables"]
-    found = sum("rule" in item for item in listed)
-    wanted = sum(
-        line.startswith("    ") and "policy accept" not in line for line in render_nft(config).splitlines()
-    )
+    found = _count(_checked(["nft", "-j", "list", "table", "inet", TABLE]))
+    wanted = _wanted(config)
     if found != wanted:
         raise InitError(
             InitCode.VERIFY,

@@ -69,6 +69,32 @@ class WebhookMetrics(MetricSet):
     ready = gauge("gatehouse_injector_ready", "1 when the worker is ready, else 0.", across="min")
 
 
+class CaptureMetrics(MetricSet):
+    """What `/metrics` of the capture agent shows, beside its certificate's."""
+
+    tries = counter(
+        "gatehouse_capture_tries_total",
+        "Looks at the rules of a pod: `applied`, `unchanged`, or the code of what failed.",
+        labels=("result",),
+    )
+    duration = histogram(
+        "gatehouse_capture_duration_seconds",
+        "Time that the capture worker took for a pod.",
+        buckets=_SECONDS,
+    )
+    wait = histogram(
+        "gatehouse_capture_wait_seconds",
+        "Time from when the agent saw that a pod wants rules to when they were in force.",
+        buckets=(*_SECONDS, 30.0, 60.0),
+    )
+    pods = gauge("gatehouse_capture_pods", "Pods of this node whose rules the agent writes.")
+    waiting = gauge("gatehouse_capture_waiting_pods", "Those of them whose rules are not in force.")
+    watch_failures = counter(
+        "gatehouse_capture_watch_failures_total", "Watches that failed.", labels=("resource", "code")
+    )
+    events = counter("gatehouse_capture_events_total", "Events by what became of them.", labels=("result",))
+
+
 class UpkeepMetrics(MetricSet):
     """Everything that `/metrics` of the certificate keeper and of upkeep shows."""
 

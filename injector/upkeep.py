@@ -157,11 +157,11 @@ def run(config: InjectorConfig, *, certificate: bool) -> int:
     """
     if certificate:
         process = Process(
-            config.certificate.listen, "certificate", secure=_secure(config, config.certificate.metrics)
+            config.certificate.listen, "certificate", secure=secure_pages(config, config.certificate.metrics)
         )
         work: Callable[[Process, InjectorConfig], None] = keep_certificate
     else:
-        process = Process(config.listen.plain, secure=_secure(config, config.listen.metrics))
+        process = Process(config.listen.plain, secure=secure_pages(config, config.listen.metrics))
         work = keep_up
     for number in (signal.SIGTERM, signal.SIGINT):
         # A thread, because `Event.set` in a handler may wait for a lock that the main thread holds.
@@ -171,14 +171,15 @@ def run(config: InjectorConfig, *, certificate: bool) -> int:
     return 0
 
 
-def _secure(config: InjectorConfig, at: Address | None) -> tuple[Address, Context] | None:
+def secure_pages(config: InjectorConfig, at: Address | None) -> tuple[Address, Context] | None:
+    """Address and certificate of pages by TLS, where there are such."""
     return None if at is None else (at, Serving(config.serving_dir).context)
 
 
 def keep_certificate(process: Process, config: InjectorConfig) -> None:
     """The keeper's loop; ends when the process is stopped."""
     api = KubeClient(access.find(config.kubeconfig), user_agent=USER_AGENT)
-    _keep_pair(
+    keep_pair(
         process,
         config,
         config.dns_names,
@@ -186,12 +187,13 @@ def keep_certificate(process: Process, config: InjectorConfig) -> None:
     )
 
 
-def _keep_pair(
+def keep_pair(
     process: Process,
     config: InjectorConfig,
     names: tuple[str, ...],
     entries: Callable[[], Sequence[Entry]],
 ) -> None:
+    """Keep a serving pair with these names until the process is stopped; for a thread of its own."""
     from injector import csr_client  # loads gRPC, which upkeep does without unless metrics go by TLS
     from injector.keeper import Keeper
 
@@ -235,7 +237,7 @@ def keep_up(process: Process, config: InjectorConfig) -> None:
     elector.start()
     if config.listen.metrics is not None:
         threading.Thread(
-            target=_keep_pair,
+            target=keep_pair,
             args=(process, config, config.upkeep_names, tuple),  # no webhook entry has to trust it
             name="certificate",
             daemon=True,

@@ -20,6 +20,8 @@ STATS: Final = 15090
 
 OWN: Final = (PROBE, READY, STATS)
 """Served by the proxy to the kubelet and to Prometheus, which have no mesh identity: never captured."""
+VALIDATION: Final = 15002
+"""Nobody listens here: what is sent to it arrives at another port, or the pod is not captured."""
 RESERVED: Final = (15000, OUTBOUND, INBOUND, *OWN)
 """An application must not listen on these; 15000 is the admin port of the neighbours."""
 

@@ -30,6 +30,7 @@ PASSTHROUGH_V4, PASSTHROUGH_V6 = ports.PASSTHROUGH_V4, ports.PASSTHROUGH_V6
 
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,14}")  # IFNAMSIZ - 1
 MAX_ITEMS = 256
+_MAX_PORT = 65535
 MAX_CHARACTERS = 64 << 10
 _MAX_UID = (1 << 32) - 2  # the last one stands for "no user"
 
@@ -151,6 +152,24 @@ def parse_interfaces(text: str) -> tuple[str, ...]:
     items = [item.strip() for item in text.split(",") if item.strip()]
     _bounded(items)
     return tuple(_interface(item) for item in items)
+
+
+def probe_port(config: CaptureConfig) -> int | None:
+    """A port of the pod's own address at which only the rules let the proxy's user arrive anywhere.
+
+    The proxy's connections to the pod itself always go to the inbound port, whatever else is captured. So
+    a process of that user can tell without any right that the rules are in force: they are one transaction.
+    None: the rules leave out loopback, or every port, and nobody can tell.
+    """
+    if "lo" in config.exclude_interfaces:
+        return None
+    candidates: tuple[int, ...] = (ports.VALIDATION, *range(1, _MAX_PORT + 1))
+    for port in candidates:
+        if port not in ports.RESERVED and not any(
+            r.first <= port <= r.last for r in config.exclude_outbound_ports
+        ):
+            return port
+    return None
 
 
 def render_nft(config: CaptureConfig) -> str:

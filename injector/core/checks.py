@@ -7,7 +7,7 @@ from typing import Any
 
 from injector.core import podjson
 from injector.core.containers import VOLUME, volume
-from injector.core.decision import INIT, PROXY
+from injector.core.decision import INIT, PROXY, VALIDATION
 from injector.core.keys import SIDECAR
 from injector.core.options import PodOptions
 from injector.core.overrides import mount_problems
@@ -51,8 +51,11 @@ def collisions(pod: Mapping[str, Any], options: PodOptions) -> list[str]:
     containers = [c for kind in ("containers", "initContainers") for c in podjson.listed(pod, kind)]
     if not podjson.listed(pod, "containers"):
         problems.append("the pod has no container of its own; next: add one, or leave the pod out")
-    if any(container["name"] == INIT for container in containers):
-        problems.append(f"container name {INIT} belongs to the mesh; next: rename it")
+    problems += [
+        f"container name {container['name']} belongs to the mesh; next: rename it"
+        for container in containers
+        if container["name"] in {INIT, VALIDATION}
+    ]
     reserved = ", ".join(map(str, ports.RESERVED))
     problems += [
         f"container {container['name']}: port {port['containerPort']} belongs to the proxy;"

@@ -7,12 +7,12 @@ still equals what is rendered.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from injector.core.bootstrap import POD_VARIABLES, SOCKET_DIRECTORY, Shape, bootstrap_argument, escape
 from injector.core.capture import CaptureConfig
-from injector.core.decision import INIT, PROXY
+from injector.core.decision import INIT, PROXY, VALIDATION, VALIDATION_COMMAND
 from injector.core.options import PodOptions
 from injector.core.podjson import Json
 from injector.core.settings import InjectorSettings
@@ -25,6 +25,9 @@ VOLUME = "gatehouse"
 CSI_DRIVER = "csi.gatehouse.dev"
 STARTUP_FAILURES = 600
 """Seconds that a native sidecar may take to start: an agent that is away must not fail the pod."""
+
+VALIDATION_VARIABLES = {"POD_IPS": "status.podIPs", "NODE_NAME": "spec.nodeName"}
+"""Environment variables of `istio-validation` and the fields of the pod that they come from."""
 
 _MAX_CONCURRENCY = 64
 
@@ -102,6 +105,25 @@ def init_container(plan: Plan) -> Json:
     }
 
 
+def validation_container(plan: Plan) -> Json:
+    """`istio-validation`: waits, without any right, until the node's capture agent has written the rules.
+
+    The agent reads the rules from the arguments: unlike annotations, they stay the same while the pod lives.
+    """
+    config = capture_config(plan.options, plan.settings, plan.proxy_uid)
+    return {
+        "name": VALIDATION,
+        "image": plan.image,
+        **_pull_policy(plan.settings),
+        "command": [*VALIDATION_COMMAND],
+        "args": ["--config", escape(config.to_json()), "--timeout", str(plan.settings.capture_seconds)],
+        "env": _environment(VALIDATION_VARIABLES),
+        "resources": resources(plan.options),
+        "securityContext": _no_rights(plan.proxy_uid),
+        **_termination_message(),
+    }
+
+
 def proxy_container(plan: Plan) -> Json:
     """`istio-proxy`: stock Envoy with no right, no writable file and no secret."""
     options, settings = plan.options, plan.settings
@@ -110,10 +132,7 @@ def proxy_container(plan: Plan) -> Json:
         "image": plan.image,
         **_pull_policy(settings),
         "args": _arguments(plan),
-        "env": [
-            {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
-            for name, path in POD_VARIABLES.items()
-        ],
+        "env": _environment(POD_VARIABLES),
         "ports": [{"name": "http-envoy-prom", "containerPort": ports.STATS, "protocol": "TCP"}],
         "readinessProbe": _ready_probe(
             initial_delay=options.readiness_initial_delay,
@@ -121,16 +140,7 @@ def proxy_container(plan: Plan) -> Json:
             failures=options.readiness_failure_threshold,
         ),
         "resources": resources(options),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "privileged": False,
-            "readOnlyRootFilesystem": True,
-            "runAsGroup": plan.proxy_uid,
-            "runAsNonRoot": True,
-            "runAsUser": plan.proxy_uid,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": _no_rights(plan.proxy_uid),
         **_termination_message(),
         "volumeMounts": [
             {"name": VOLUME, "mountPath": SOCKET_DIRECTORY, "readOnly": True},
@@ -161,6 +171,27 @@ def resources(options: PodOptions) -> Json:
     return {
         "limits": {name: value for name, value in limits.items() if amount(value)},
         "requests": {"cpu": options.proxy_cpu, "memory": options.proxy_memory},
+    }
+
+
+def _environment(variables: Mapping[str, str]) -> list[Json]:
+    return [
+        {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+        for name, path in variables.items()
+    ]
+
+
+def _no_rights(uid: int) -> Json:
+    """Pod Security `restricted`, and a read-only root."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "privileged": False,
+        "readOnlyRootFilesystem": True,
+        "runAsGroup": uid,
+        "runAsNonRoot": True,
+        "runAsUser": uid,
+        "seccompProfile": {"type": "RuntimeDefault"},
     }
 
 

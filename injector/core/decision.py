@@ -37,7 +37,8 @@ from injector.core.keys import DISABLED, ENABLED, INJECT, NAMESPACE_LABEL, REVIS
 from injector.core.selectors import LabelSelector, SelectorCode, SelectorError
 from mesh.errors import Code
 
-PROXY, INIT = "istio-proxy", "istio-init"
+PROXY, INIT, VALIDATION = "istio-proxy", "istio-init", "istio-validation"
+VALIDATION_COMMAND = ("python3", "-m", "injector.istio_validation")
 DEFAULT_REVISION = "default"
 SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease", "local-path-storage"})
 

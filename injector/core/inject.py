@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from injector.core import checks, metadata, openshift, overrides, podjson, psa
-from injector.core.decision import INIT, Decision, Outcome, Reason, decide
+from injector.core.decision import INIT, VALIDATION, Decision, Outcome, Reason, decide
 from injector.core.keys import POD_SECURITY, SIDECAR
 from injector.core.options import PodOptions, resolve_options
 from injector.core.overrides import Limits
@@ -189,7 +189,7 @@ _SENTENCES = {
 def _insecure(namespace: str, forbidden: Sequence[str]) -> str:
     return (
         f"namespace {namespace} enforces a pod security level that refuses {'; '.join(forbidden)};"
-        f" next: label it {POD_SECURITY}=privileged, or set {SIDECAR}interceptionMode=NONE"
+        f" next: the chart's capture.mode=node, or label it {POD_SECURITY}=privileged"
     )
 
 
@@ -198,6 +198,10 @@ def _mutations(patch: Sequence[Json], rendered: Rendered) -> tuple[str, ...]:
     found = []
     if INIT in status.init_containers:
         found.append(f"init container {INIT}: capture rules")
+    if VALIDATION in status.init_containers:
+        found.append(
+            f"init container {VALIDATION}: waits for the capture rules, which the node's agent writes"
+        )
     kind = "native sidecar" if status.mode == "native" else "container"
     found.append(f"{kind} {rendered.sidecar[-1]['name']}: {rendered.sidecar[-1]['image']}")
     found += [f"volume {name}" for name in status.volumes]

@@ -8,8 +8,16 @@ from typing import Any
 
 from injector.core import metadata, overrides, podjson
 from injector.core.bootstrap import MAX_BYTES, Shape
-from injector.core.containers import Plan, init_container, proxy_container, volume
-from injector.core.decision import INIT, PROXY
+from injector.core.capture import probe_port
+from injector.core.containers import (
+    Plan,
+    capture_config,
+    init_container,
+    proxy_container,
+    validation_container,
+    volume,
+)
+from injector.core.decision import PROXY
 from injector.core.keys import OVERRIDES, STATUS
 from injector.core.merge import settle
 from injector.core.options import InterceptionMode, PodOptions
@@ -84,7 +92,8 @@ def render(
     proxy = proxy_container(plan)
     if original.declared is not None:
         proxy = overrides.overlay(proxy, original.declared)
-    init = [settle(original.existing.get(INIT), init_container(plan))] if captured else []
+    capture = validation_container(plan) if settings.node_capture else init_container(plan)
+    init = [settle(original.existing.get(capture["name"]), capture)] if captured else []
     proxy = settle(original.existing.get(PROXY), proxy)
     spec = dict(podjson.spec(base))
     if native:
@@ -117,7 +126,7 @@ def render(
         status=status,
         sidecar=(*init, proxy),
         volumes=tuple(ours),
-        problems=(*metrics.problems, *_too_long(proxy)),
+        problems=(*metrics.problems, *_too_long(proxy), *(_unverifiable(plan) if captured else ())),
         remarks=(*rewriting.remarks, *metrics.remarks, *_remarks(plan, base, captured=captured)),
     )
 
@@ -244,6 +253,18 @@ def _too_long(proxy: Json) -> list[str]:
     if size <= MAX_BYTES:
         return []
     return [f"the proxy's configuration has {size} bytes, {MAX_BYTES} are possible; next: remove some probes"]
+
+
+def _unverifiable(plan: Plan) -> list[str]:
+    """Rules that a pod without rights could not tell from none: it would wait for ever."""
+    config = capture_config(plan.options, plan.settings, plan.proxy_uid)
+    if not plan.settings.node_capture or probe_port(config) is not None:
+        return []
+    text = (
+        "traffic.sidecar.istio.io/excludeInterfaces names lo, or excludeOutboundPorts names every port: where"
+        " nodes capture, a pod could not tell that its rules are in force; next: leave one of them out"
+    )
+    return [text]
 
 
 def _remarks(plan: Plan, base: Json, *, captured: bool) -> list[str]:

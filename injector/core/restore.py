@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from injector.core import overrides, podjson, probes
-from injector.core.decision import INIT, PROXY
+from injector.core.decision import INIT, PROXY, VALIDATION
 from injector.core.keys import OVERRIDES, STATUS
 from injector.core.metadata import SCRAPED
 from injector.core.podjson import Json
 from injector.core.status import Status, parse_status
 
 _LISTS = ("initContainers", "containers")
-_OURS = frozenset({PROXY, INIT})
+_OURS = frozenset({PROXY, INIT, VALIDATION})
 
 
 @dataclass(frozen=True, slots=True)

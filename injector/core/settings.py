@@ -74,6 +74,9 @@ class InjectorSettings:
             kubelet restarts the application: an Envoy that restarts must not cost a healthy process.
         deny_pod_security: refuse a pod that its namespace would reject anyway, instead of a warning.
         proxy_uid: user and group of the proxy, where the namespace has no range of its own.
+        node_capture: the capture agent of the node writes the rules, and an init container without rights
+            waits for them; else an init container with NET_ADMIN writes them.
+        capture_seconds: how long that container waits before it fails.
         version: of the injector, written into the status of each pod.
         digest: of all the above; pods whose status has another one were injected with other settings.
     """
@@ -92,6 +95,8 @@ class InjectorSettings:
     liveness_grace_seconds: int = 20
     deny_pod_security: bool = False
     proxy_uid: int = ports.PROXY_UID
+    node_capture: bool = False
+    capture_seconds: int = 60
     version: str = "0.1.0"
     digest: str = field(init=False, default="")
 

@@ -11,11 +11,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from injector.core.capture import CaptureConfig, parse_cidrs, parse_interfaces, parse_ports
+from tests.netns.netns_lab import REPO, connect, inside, run
 
 pytestmark = [
     pytest.mark.netns,
@@ -23,38 +23,10 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for network namespaces"),
 ]
 
-REPO = Path(__file__).resolve().parents[2]
 POD4, PEER4, OTHER4 = "192.0.2.2", "192.0.2.1", "198.51.100.1"  # TEST-NET-1 and -2 (RFC 5737)
 POD6, PEER6 = "2001:db8::2", "2001:db8::1"
 POD, PEER = f"gh-pod-{os.getpid()}", f"gh-peer-{os.getpid()}"
 APP, PROXY = 1000, 1337
-
-CLIENT = """
-import socket, sys
-host, port, source = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-family = socket.AF_INET6 if ":" in host else socket.AF_INET
-s = socket.socket(family, socket.SOCK_STREAM); s.settimeout(3)
-if source: s.bind((source, 0))
-try:
-    s.connect((host, port)); print(s.recv(16).decode() or "closed")
-except OSError as error:
-    print(type(error).__name__)
-"""
-
-
-def run(*command: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=30, check=False, cwd=REPO
-    )
-    if check and done.returncode:
-        raise AssertionError(f"{command}: {done.stderr}{done.stdout}")
-    return done
-
-
-def inside(
-    namespace: str, *command: str, stdin: str = "", check: bool = True
-) -> subprocess.CompletedProcess[str]:
-    return run("nsenter", f"--net=/run/netns/{namespace}", *command, stdin=stdin, check=check)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +81,7 @@ def backend(request: pytest.FixtureRequest, namespaces: None) -> Iterator[str]:
 def reached(
     host: str, port: int, uid: int = APP, *, gid: int | None = None, source: str = "", of: str = POD
 ) -> str:
-    user = ["setpriv", f"--reuid={uid}", f"--regid={uid if gid is None else gid}", "--clear-groups"]
-    return inside(of, *user, sys.executable, "-c", CLIENT, host, str(port), source).stdout.strip()
+    return connect(of, host, port, uid=uid, gid=gid, source=source)
 
 
 def test_without_rules_nothing_is_captured(namespaces: None) -> None:
