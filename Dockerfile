@@ -1,7 +1,7 @@
 # Two images from one file (docs/images.md):
 #
 #   control   ca, injector, nodeagent and meshctl: `python -m ca serve --config FILE` and so on
-#   proxy     a stock Envoy, and what the init container istio-init needs: python3, nft, ip
+#   proxy     a stock Envoy, and what the init containers and the capture worker need: python3, nft, ip
 #
 # `make image` builds both. By hand: `docker build --target control -t gatehouse/control .`
 
@@ -47,7 +47,8 @@ COPY nodeagent /opt/gatehouse/nodeagent
 RUN chmod -R a+rX,go-w /opt/gatehouse && python -m compileall -q --invalidation-mode unchecked-hash /opt/gatehouse
 
 FROM base AS proxy-code
-COPY injector/__init__.py injector/istio_init.py injector/until_finished.py injector/wait_ready.py /opt/gatehouse/injector/
+COPY injector/__init__.py injector/istio_init.py injector/istio_validation.py injector/until_finished.py \
+    injector/wait_ready.py injector/capture_worker.py injector/capture_namespaces.py /opt/gatehouse/injector/
 COPY injector/core/__init__.py injector/core/capture*.py /opt/gatehouse/injector/core/
 COPY mesh/__init__.py mesh/errors.py mesh/ports.py /opt/gatehouse/mesh/
 RUN chmod -R a+rX,go-w /opt/gatehouse && python -m compileall -q --invalidation-mode unchecked-hash /opt/gatehouse
@@ -71,7 +72,7 @@ USER 65532:65532
 STOPSIGNAL SIGTERM
 CMD ["python", "-m", "meshctl", "--help"]
 
-# ---- the sidecar, and the init container that redirects the pod's traffic to it
+# ---- the sidecar, and what redirects the pod's traffic to it
 FROM base AS proxy
 RUN echo 'istio-proxy:x:1337:1337::/nonexistent:/usr/sbin/nologin' >>/etc/passwd && echo 'istio-proxy:x:1337:' >>/etc/group
 # A base image that has the tools (an air-gapped build) is taken as it is.

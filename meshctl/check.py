@@ -28,7 +28,12 @@ AFTER: Final[Mapping[str, Mapping[str, Check]]] = {
         "policy-webhook": policies.policy_webhook,
         "protected": workloads.protected,
     },
-    "nodes": {"nodes": nodes, "csi-driver": control.csi_driver, "node-agents": control.node_agents},
+    "nodes": {
+        "nodes": nodes,
+        "csi-driver": control.csi_driver,
+        "node-agents": control.node_agents,
+        "capture-agents": control.capture_agents,
+    },
     "workloads": {
         "policies": policies.refused_policies,
         "namespaces": workloads.namespaces,

@@ -19,6 +19,7 @@ from meshctl.sidecars import status_of
 
 COMPONENT: Final = "app.kubernetes.io/component"
 AGENTS: Final = f"{PART_OF},{COMPONENT}=nodeagent"
+CAPTURE: Final = f"{PART_OF},{COMPONENT}=capture"
 ROOT_KEY: Final = "root-cert.pem"
 _SOON: Final = dt.timedelta(days=30)
 _ROOTLESS: Final = frozenset({"kube-public", "kube-node-lease", "local-path-storage"})  # without workloads
@@ -346,6 +347,29 @@ def node_agents(view: View) -> Iterator[Row]:
             f"is nodeagent.kubeletDir right?; kubectl -n {namespace} logs -l {COMPONENT}=nodeagent",
             unregistered,
         )
+
+
+def capture_agents(view: View) -> Iterator[Row]:
+    """Where nodes capture: each Linux node has an agent that writes the rules."""
+    config = view.installed.config
+    if config is None or not config.injection.node_capture:
+        return
+    namespace = view.installed.namespace
+    agents = view.cluster.items(f"/api/v1/namespaces/{namespace}/pods", CAPTURE)
+    ready = {str((p.get("spec") or {}).get("nodeName")) for p in agents if is_pod_ready(p)}
+    linux = [name_of(n) for n in view.cluster.items("/api/v1/nodes") if is_linux(n) and is_ready(n)]
+    without = sorted(name for name in linux if name not in ready)
+    if without:
+        yield fail(
+            "capture-agents",
+            f"{len(without)} of {many(len(linux), 'node')} without a ready capture agent: injected pods"
+            " cannot start there",
+            f"kubectl -n {namespace} get pods -o wide -l {COMPONENT}=capture; kubectl -n {namespace} logs -l"
+            f" {COMPONENT}=capture --all-containers",
+            without,
+        )
+    else:
+        yield ok("capture-agents", f"{many(len(linux), 'node')} write capture rules for their pods")
 
 
 def is_pod_ready(pod: Mapping[str, Any]) -> bool:

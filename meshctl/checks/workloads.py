@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from injector.core import podjson
-from injector.core.decision import DEFAULT_REVISION, PROXY, Outcome, decide
+from injector.core.decision import DEFAULT_REVISION, INIT, PROXY, VALIDATION, Outcome, decide
 from injector.core.keys import DISABLED, ENABLED, NAMESPACE_LABEL, REVISION
 from meshctl.checks.before import read_time
 from meshctl.checks.control import is_pod_ready
@@ -156,7 +156,7 @@ def _sidecar_trouble(pod: Mapping[str, Any]) -> str:
         c
         for key in ("initContainerStatuses", "containerStatuses")
         for c in status.get(key) or ()
-        if c.get("name") in {PROXY, "istio-init"}
+        if c.get("name") in {PROXY, INIT, VALIDATION}
     ]
     if not ours and (pod.get("spec") or {}).get("nodeName"):
         return "its volumes are not mounted yet: is the node agent there?"
@@ -169,6 +169,8 @@ def _sidecar_trouble(pod: Mapping[str, Any]) -> str:
             return f"{container['name']}: its volumes are not mounted yet: is the node agent there?"
         if ended.get("exitCode"):
             return f"{container['name']}: ended with {ended['exitCode']}"
+        if container["name"] == VALIDATION and "running" in state:
+            return f"{VALIDATION}: the capture agent of its node has not written the rules yet"
         if container["name"] == PROXY and "running" in state and not container.get("ready"):
             return "istio-proxy is not ready: it has no configuration or no certificate yet"
     return ""

@@ -38,6 +38,8 @@ WHY = {
     "upkeep/events": "Events on policies; not with `injector.events=false`",
     "upkeep/configmaps": "the fetched key sets, versions of kubelets, the roots in force",
     "upkeep/leases": "who leads",
+    "capture/pods": "with `capture.mode=node` only: which pods of its node want rules",
+    "capture/events": "why a pod does not get its rules; not with `injector.events=false`",
     "nodeagent/peerauthentications": "policies",
     "nodeagent/pods": "what runs where",
     "nodeagent/endpointslices": "where services live",
@@ -49,7 +51,7 @@ _KEY = re.compile(r"([A-Za-z./-]+):.*")
 
 def rights_table() -> str:
     """Every right of every process, from the rendered roles."""
-    chart = render(values={"ca": {"tokenReview": True}})
+    chart = render(values={"ca": {"tokenReview": True}, "capture": {"mode": "node"}})
     lines = ["| process | where | may | what | why |", "| --- | --- | --- | --- | --- |"]
     roles = sorted(chart.all("ClusterRole", "Role"), key=_order)
     for role in roles:
@@ -70,7 +72,7 @@ def rights_table() -> str:
 
 def _order(role: dict[str, Any]) -> tuple[int, str]:
     name = role["metadata"]["name"].removeprefix("gatehouse-")
-    return ("ca", "injector", "upkeep", "nodeagent").index(name), role["kind"]
+    return ("ca", "injector", "upkeep", "nodeagent", "capture").index(name), role["kind"]
 
 
 def values_table() -> str:

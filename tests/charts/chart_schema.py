@@ -38,7 +38,8 @@ OWN: dict[str, frozenset[str]] = {
         {
             "namespace", "service", "serving_dir", "listen.https", "listen.plain", "listen.metrics",
             "metrics_dir", "events", "kubeconfig", "log_level", "log_json", "injection.proxy_image",
-            "injection.image_pull_policy",
+            "injection.image_pull_policy", "injection.node_capture", "capture_agent.node_name",
+            "capture_agent.service", "capture_agent.socket",
             "injection.image_pull_secrets", "injection.trust_domain", "injection.version",
             "injection.selection.revision", "injection.selection.tags",
             "injection.selection.namespaces_by_default", "injection.selection.excluded_namespaces",
@@ -131,6 +132,13 @@ def values_schema() -> Json:
                     {
                         **_component(), **_spread(), "replicas": _count(), "policyStatus": _FLAG,
                         "issuerRoots": _TEXT,
+                    }
+                ),
+                "capture": _map(
+                    {
+                        **_component(), "mode": _choice("pod", "node"),
+                        "worker": _map({"resources": _resources()}),
+                        "maxUnavailable": _share(), "seLinuxOptions": _selinux(),
                     }
                 ),
                 "nodeagent": _nodeagent(),
@@ -227,8 +235,8 @@ def _nodeagent() -> Json:
             **_component(),
             "kubeletDir": path,
             "stateDir": path,
-            "maxUnavailable": {"type": ["integer", "string"], "pattern": "^[0-9]{1,3}%$", "minimum": 1},
-            "seLinuxOptions": _map({"user": _TEXT, "role": _TEXT, "type": _TEXT, "level": _TEXT}),
+            "maxUnavailable": _share(),
+            "seLinuxOptions": _selinux(),
             "config": settings_schema("nodeagent"),
         }
     )
@@ -263,7 +271,7 @@ def _pdb() -> Json:
     return _map(
         {
             "enabled": _FLAG,
-            "maxUnavailable": {"type": ["integer", "string"], "pattern": "^[0-9]{1,3}%$", "minimum": 1},
+            "maxUnavailable": _share(),
         }
     )
 
@@ -278,6 +286,14 @@ def _autoscaling() -> Json:
             "targetCPU": {"type": "integer", "minimum": 1, "maximum": 1000},
         }
     )
+
+
+def _share() -> Json:
+    return {"type": ["integer", "string"], "pattern": "^[0-9]{1,3}%$", "minimum": 1}
+
+
+def _selinux() -> Json:
+    return _map({"user": _TEXT, "role": _TEXT, "type": _TEXT, "level": _TEXT})
 
 
 def _count() -> Json:

@@ -80,6 +80,22 @@ def test_golden_production(golden: Callable[[str, Any], None]) -> None:
     golden("charts/production.yaml", _by_name(_production()))
 
 
+def test_golden_node_capture_adds_and_changes_these_objects_only(golden: Callable[[str, Any], None]) -> None:
+    plain, node = _by_name(render()), _by_name(render(values={"capture": {"mode": "node"}}))
+    changed = {name: item for name, item in node.items() if plain.get(name) != item}
+    assert set(plain) <= set(node)
+    assert set(changed) == {
+        "ConfigMap/gatehouse-injector-config",
+        "Deployment/gatehouse-injector",
+        "Deployment/gatehouse-upkeep",
+        *(
+            f"{kind}/gatehouse-capture"
+            for kind in ("ClusterRole", "ClusterRoleBinding", "DaemonSet", "NetworkPolicy", "ServiceAccount")
+        ),
+    }
+    golden("charts/node-capture.yaml", {name: changed[name] for name in changed if name not in plain})
+
+
 def test_golden_kubernetes_1_20_differs_in_these_objects_only(golden: Callable[[str, Any], None]) -> None:
     new, old = _by_name(render()), _by_name(render(kube="1.20.2"))
     changed = {name: item for name, item in old.items() if new.get(name) != item}

@@ -14,6 +14,7 @@ from mesh.policy.parse import DRY_RUN
 from tests.fakes.helm import Rendered, render
 
 PROCESSES = ("ca", "injector", "upkeep", "nodeagent")
+CAPTURE, WORKER = "capture", "capture/worker"
 NEVER = ("kube-system", "kube-public", "kube-node-lease")
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -27,6 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "metrics": {"tls": True},
         "networkPolicy": {"egress": {"enabled": True}},
     },
+    "node": {"capture": {"mode": "node"}},
+    "node-tls": {"capture": {"mode": "node"}, "metrics": {"tls": True}},
     "revision": {"injector": {"revision": "blue", "tags": ["stable"]}},
 }
 
@@ -47,9 +50,15 @@ def _containers(chart: Rendered) -> Iterator[tuple[str, dict[str, Any], dict[str
             yield f"{name}/{container['name']}", pod["spec"], container
 
 
-def test_four_processes_each_with_its_own_service_account(chart: Rendered) -> None:
+def _processes(chart: Rendered) -> tuple[str, ...]:
+    """The processes that a chart must have."""
+    capture = "node_capture: true" in chart.setting_file("injector")
+    return (*PROCESSES, CAPTURE) if capture else PROCESSES
+
+
+def test_each_process_has_its_own_service_account(chart: Rendered) -> None:
     accounts = {name: pod["spec"]["serviceAccountName"] for name, pod in _pods(chart)}
-    assert accounts == {name: f"gatehouse-{name}" for name in PROCESSES}
+    assert accounts == {name: f"gatehouse-{name}" for name in _processes(chart)}
     assert {item["metadata"]["name"] for item in chart.all("ServiceAccount")} == set(accounts.values())
 
 
@@ -58,16 +67,46 @@ def test_containers_are_restricted(chart: Rendered) -> None:
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False, name
         assert context["readOnlyRootFilesystem"] is True, name
-        assert context["capabilities"] == {"drop": ["ALL"]}, name
         assert "privileged" not in context, name
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        for field in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
+        for field in ("hostNetwork", "hostIPC", "shareProcessNamespace"):
             assert field not in pod, name
+        assert pod.get("hostPID", False) is name.startswith(f"{CAPTURE}/"), name
+        assert "seccompProfile" not in context, name
+        if name == WORKER:
+            continue
+        assert context["capabilities"] == {"drop": ["ALL"]}, name
         if name == "nodeagent/nodeagent":
             assert pod["securityContext"]["runAsUser"] == 0
         else:
             assert pod["securityContext"]["runAsNonRoot"] is True, name
             assert pod["securityContext"]["runAsUser"] >= 1000, name
+
+
+def test_the_capture_worker_is_the_only_exception_and_has_nothing_else() -> None:
+    """Rights on the node, and neither token nor port nor file of it; what it is told comes by a socket."""
+    for tls in (False, True):
+        chart = render(values={"capture": {"mode": "node"}, "metrics": {"tls": tls}})
+        (worker,) = [container for name, _, container in _containers(chart) if name == WORKER]
+        context = worker["securityContext"]
+        rights = {"drop": ["ALL"], "add": ["SYS_ADMIN", "SYS_PTRACE", "NET_ADMIN"]}
+        assert context["capabilities"] == rights
+        assert (context["runAsUser"], context["allowPrivilegeEscalation"]) == (0, False)
+        assert worker["volumeMounts"] == [{"name": "worker", "mountPath": "/run/gatehouse-capture"}]
+        assert not {"ports", "env", "livenessProbe"} & set(worker)
+        assert worker["image"].endswith("gatehouse/proxy:0.1.0")
+    assert CAPTURE not in {name for name, _ in _pods(render())}, "it is there only where it is asked for"
+
+
+@pytest.mark.parametrize("kube", ["1.20.2", "1.29.0", "1.30.0", "1.36.1"])
+def test_apparmor_lets_the_worker_see_the_processes_of_pods(kube: str) -> None:
+    pod = render(values={"capture": {"mode": "node"}}, kube=kube).one("DaemonSet", "gatehouse-capture")
+    template = pod["spec"]["template"]
+    worker = next(c for c in template["spec"]["containers"] if c["name"] == "worker")
+    annotation = "container.apparmor.security.beta.kubernetes.io/worker"
+    by_field = worker["securityContext"].get("appArmorProfile") == {"type": "Unconfined"}
+    by_annotation = template["metadata"]["annotations"].get(annotation) == "unconfined"
+    assert (by_field, by_annotation) == ((True, False) if kube >= "1.30" else (False, True))
 
 
 def test_only_the_agent_sees_the_node_and_only_its_directories(chart: Rendered) -> None:
@@ -92,6 +131,8 @@ def test_containers_have_resources_and_three_probes(chart: Rendered) -> None:
     for name, _, container in _containers(chart):
         assert set(container["resources"]["requests"]) == {"cpu", "memory"}, name
         assert "memory" in container["resources"]["limits"], name
+        if name == WORKER:
+            continue  # the agent's readiness tells of it; when it ends, it is started again
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             action = container[probe]["httpGet"]
@@ -101,7 +142,7 @@ def test_containers_have_resources_and_three_probes(chart: Rendered) -> None:
 
 def test_pods_say_how_important_they_are(chart: Rendered) -> None:
     for name, pod in _pods(chart):
-        wanted = "system-node-critical" if name == "nodeagent" else "system-cluster-critical"
+        wanted = "system-node-critical" if name in {"nodeagent", CAPTURE} else "system-cluster-critical"
         assert pod["spec"]["priorityClassName"] == wanted
 
 
@@ -120,6 +161,7 @@ def test_tokens_go_only_where_they_are_needed(chart: Rendered) -> None:
         "injector/certificate": {"api-token", "ca-token"},
         "upkeep/upkeep": {"api-token"} | own,
         "nodeagent/nodeagent": {"api-token"} | own,
+        **({"capture/agent": {"api-token"} | own, WORKER: set()} if CAPTURE in _processes(chart) else {}),
     }
     for item in chart.all("ServiceAccount"):
         assert item["automountServiceAccountToken"] is False
@@ -199,7 +241,7 @@ def test_writes_are_by_name_or_pure_creation(chart: Rendered) -> None:
 
 
 def _writers(chart: Rendered) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {name: set() for name in PROCESSES}
+    found: dict[str, set[str]] = {name: set() for name in _processes(chart)}
     for name, _, rule in _rules(chart):
         if WRITE & set(rule["verbs"]):
             found[name] |= set(rule["resources"])
@@ -210,6 +252,17 @@ def test_the_webhook_and_the_agent_cannot_change_anything(chart: Rendered) -> No
     writers = _writers(chart)
     assert writers["injector"] <= {"events"}
     assert writers["nodeagent"] == set()
+    assert writers.get(CAPTURE, set()) <= {"events"}
+
+
+def test_the_capture_agent_reads_pods_and_nothing_else() -> None:
+    for events in (True, False):
+        chart = render(values={"capture": {"mode": "node"}, "injector": {"events": events}})
+        rights = [
+            (kind, rule["resources"], rule["verbs"]) for name, kind, rule in _rules(chart) if name == CAPTURE
+        ]
+        told = [("ClusterRole", ["events"], ["create"])] if events else []
+        assert rights == [("ClusterRole", ["pods"], ["list", "watch"]), *told]
 
 
 def test_without_events_the_webhook_cannot_write_at_all() -> None:
@@ -460,10 +513,10 @@ def test_network_policies_cover_every_process(chart: Rendered) -> None:
         item["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]: item["spec"]
         for item in chart.all("NetworkPolicy")
     }
-    assert set(selected) == set(PROCESSES)
+    assert set(selected) == set(_processes(chart))
     for name, pod in _pods(chart):
         reachable = {port["port"] for rule in selected[name]["ingress"] for port in rule["ports"]}
-        ports = {p["name"]: p["containerPort"] for c in pod["spec"]["containers"] for p in c["ports"]}
+        ports = {p["name"]: p["containerPort"] for c in pod["spec"]["containers"] for p in c.get("ports", ())}
         secure = "https-metrics" in ports
         # Where metrics go by TLS, what is left in plain is for the kubelet, which policies always let in.
         for kubelets in ("http-health", "http-cert") if secure else ():
@@ -472,7 +525,8 @@ def test_network_policies_cover_every_process(chart: Rendered) -> None:
     csr = [rule for rule in selected["ca"]["ingress"] if {"port": 15012, "protocol": "TCP"} in rule["ports"]]
     assert len(csr) == 1
     clients = {peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in csr[0]["from"]}
-    assert clients == {"nodeagent", "injector", "upkeep"}
+    with_token = CAPTURE in _processes(chart) and chart.setting_file("injector").count("metrics:")
+    assert clients == {"nodeagent", "injector", "upkeep"} | ({CAPTURE} if with_token else set())
 
 
 def test_replicas_spread_and_survive_drains(chart: Rendered) -> None:

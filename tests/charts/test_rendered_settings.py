@@ -12,6 +12,7 @@ import ca.config
 import injector.config
 import nodeagent.config
 from ca.keystore_secret import SECRET_TYPE
+from injector import capture_worker
 from mesh import settings
 from nodeagent.core.kube_world import KEY_SETS_NAME
 from tests.fakes.helm import Rendered, render
@@ -38,6 +39,7 @@ VALUES: dict[str, dict[str, Any]] = {
             },
         },
         "upkeep": {"policyStatus": False},
+        "capture": {"mode": "node"},
         "nodeagent": {"config": {"rotation": {"lifetime": "6h"}}},
     },
 }
@@ -68,9 +70,8 @@ def test_ca_reads_its_settings(chart: tuple[str, Rendered], tmp_path: Path) -> N
     grants = {grant.service_account: grant.dns for grant in config.serving_grants}
     webhook = injector.config.load(_write(tmp_path, rendered, "injector"), {})
     assert set(grants.pop("istio-system/gatehouse-injector")) == set(webhook.dns_names)
-    assert set(grants) == (
-        {"istio-system/gatehouse-upkeep", "istio-system/gatehouse-nodeagent"} if name == "changed" else set()
-    )
+    others = {f"istio-system/gatehouse-{process}" for process in ("upkeep", "nodeagent", "capture")}
+    assert set(grants) == (others if name == "changed" else set())
     assert config.log_level == ("debug" if changed else "info")
     assert config.log_json is not changed
     assert "gatehouse-ca.istio-system.svc" in config.serving.names
@@ -98,7 +99,9 @@ def test_injector_reads_its_settings(chart: tuple[str, Rendered], tmp_path: Path
         assert selection.revision == "default"
         assert config.events
         assert config.upkeep.policy_status
+        assert not config.injection.node_capture
         return
+    assert config.settings().node_capture
     assert config.injection.proxy_image == "registry.example.com/team/gatehouse/proxy:1.2.3"
     assert config.injection.image_pull_secrets == ("pull",)
     assert selection.revision == "blue"
@@ -173,7 +176,8 @@ def test_ports_of_the_settings_are_the_containers_ports(tmp_path: Path) -> None:
 
 
 def test_metrics_by_tls_are_where_the_settings_the_services_and_the_monitors_say(tmp_path: Path) -> None:
-    rendered = render(values={"metrics": {"tls": True, "serviceMonitor": {"enabled": True}}})
+    values = {"metrics": {"tls": True, "serviceMonitor": {"enabled": True}}, "capture": {"mode": "node"}}
+    rendered = render(values=values)
     webhook = injector.config.load(_write(tmp_path, rendered, "injector"), {})
     env = {f"{nodeagent.config.ENV_PREFIX}KUBERNETES__NODE_NAME": "node1"}
     agent = nodeagent.config.load_settings(_write(tmp_path, rendered, "nodeagent"), env, {})
@@ -186,19 +190,22 @@ def test_metrics_by_tls_are_where_the_settings_the_services_and_the_monitors_say
     assert agent.metrics_tls.listen is not None
     assert grants["upkeep"] == webhook.upkeep_names
     assert grants["nodeagent"] == (agent.metrics_tls.name,)
+    assert grants["capture"] == webhook.capture_names
     served = {
         ("injector", "https-metrics"): (webhook.listen.metrics.port, webhook.dns_names[0]),
         ("injector", "https-cert"): (webhook.certificate.metrics.port, webhook.dns_names[0]),
         ("upkeep", "https-metrics"): (webhook.listen.metrics.port, webhook.upkeep_names[0]),
         ("nodeagent", "https-metrics"): (agent.metrics_tls.listen.port, agent.metrics_tls.name),
+        ("capture", "https-metrics"): (webhook.listen.metrics.port, webhook.capture_names[0]),
         ("ca", "https-bundle"): (15010, "gatehouse-ca.istio-system.svc"),
     }
     scraped = {}
     for monitor in rendered.all("ServiceMonitor", "PodMonitor"):
         component = monitor["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]
-        kind = "DaemonSet" if component == "nodeagent" else "Deployment"
+        kind = "DaemonSet" if component in {"nodeagent", "capture"} else "Deployment"
         pod = rendered.one(kind, f"gatehouse-{component}")["spec"]["template"]
-        ports = {p["name"]: p["containerPort"] for c in pod["spec"]["containers"] for p in c["ports"]}
+        containers = pod["spec"]["containers"]
+        ports = {p["name"]: p["containerPort"] for c in containers for p in c.get("ports", ())}
         assert pod["metadata"]["annotations"]["prometheus.io/scheme"] == "https"
         endpoints = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
         for endpoint in endpoints:
@@ -234,6 +241,26 @@ def test_upkeep_and_webhook_read_one_file() -> None:
         if (spec := rendered.one("Deployment", name)["spec"]["template"]["spec"])
     ]
     assert volumes == ["gatehouse-injector-config", "gatehouse-injector-config"]
+
+
+def test_agent_and_worker_of_a_node_meet(tmp_path: Path) -> None:
+    """One file, one socket in a directory that both mount, and the node's name."""
+    rendered = render(values={"capture": {"mode": "node"}})
+    pod = rendered.one("DaemonSet", "gatehouse-capture")["spec"]["template"]["spec"]
+    agent, worker = pod["containers"]
+    env = {item["name"]: "node1" for item in agent["env"]}
+    config = injector.config.load(_write(tmp_path, rendered, "injector"), env)
+    assert config.capture_agent.node_name == "node1"
+    assert str(config.capture_agent.socket) == capture_worker.SOCKET
+    shared = {"name": "worker", "mountPath": str(config.capture_agent.socket.parent)}
+    assert shared in agent["volumeMounts"]
+    assert shared in worker["volumeMounts"]
+    assert worker["command"] == ["python3", "-m", capture_worker.__name__]
+    assert agent["command"] == ["python", "-m", "injector", "capture"]
+    assert config.listen.plain is not None
+    assert {"name": "http-metrics", "containerPort": config.listen.plain.port} in agent["ports"]
+    group = worker["securityContext"]["runAsGroup"]
+    assert group == pod["securityContext"]["runAsGroup"], "the socket is for the group"
 
 
 def test_a_ca_of_ones_own_is_mounted_and_no_root_is_made(tmp_path: Path) -> None:

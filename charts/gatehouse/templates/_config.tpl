@@ -43,6 +43,10 @@
 {{- if ne (toString $values.nativeSidecars) "auto" -}}
 {{- $_ := set $own.injection "defaults" (dict "sidecar.istio.io/nativeSidecar" (toString $values.nativeSidecars)) -}}
 {{- end -}}
+{{- if eq .Values.capture.mode "node" -}}
+{{- $_ := set $own.injection "node_capture" true -}}
+{{- $_ := set $own "capture_agent" (dict "service" (printf "%s-capture" (include "gatehouse.fullname" .))) -}}
+{{- end -}}
 {{- if .Values.metrics.tls -}}
 {{- $_ := set $own.listen "metrics" "0.0.0.0:15015" -}}
 {{- $_ := set $own.certificate "metrics" "0.0.0.0:15018" -}}
@@ -76,7 +80,7 @@
     "token_review" $values.tokenReview)
 -}}
 {{- if .Values.metrics.tls -}}
-{{- range list "upkeep" "nodeagent" -}}
+{{- range without (include "gatehouse.components" $ | splitList " ") "ca" "injector" -}}
 {{- $_ := set $own "serving_grants" (append $own.serving_grants (dict
   "service_account" (printf "%s/%s-%s" $.Release.Namespace $name .)
   "dns" (list (include "gatehouse.host" (list $ .))))) -}}

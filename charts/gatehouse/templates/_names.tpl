@@ -15,6 +15,11 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The components of the release, in one text. */}}
+{{- define "gatehouse.components" -}}
+ca injector upkeep nodeagent{{ if eq .Values.capture.mode "node" }} capture{{ end }}
+{{- end -}}
+
 {{/* Selectors of a component: list $ "ca". Never changed, Deployments cannot change them. */}}
 {{- define "gatehouse.selector" -}}
 {{- $root := index . 0 -}}
