@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ca.metrics import CaMetrics
-from injector.metrics import UpkeepMetrics, WebhookMetrics
+from injector.metrics import CaptureMetrics, UpkeepMetrics, WebhookMetrics
 from mesh.obs.metrics import describe
 from nodeagent.core.schedule import JITTER, RATIO
 from nodeagent.kube_watches import KubeMetrics
@@ -21,7 +21,7 @@ from tests.fakes.prometheus import promtool
 
 DECLARED = {
     doc.name: doc
-    for metrics in (CaMetrics, AgentMetrics, KubeMetrics, WebhookMetrics, UpkeepMetrics)
+    for metrics in (CaMetrics, AgentMetrics, KubeMetrics, WebhookMetrics, UpkeepMetrics, CaptureMetrics)
     for doc in describe(metrics)
 }
 NAME = re.compile(r"(gatehouse_[a-z0-9_]+)(?:\{([^}]*)\})?")

@@ -38,7 +38,9 @@ SETTINGS: dict[str, InjectorSettings] = {
         defaults=PodOptions(proxy_cpu_limit="1", proxy_memory_limit="512Mi"),
     ),
 }
-LABELS = {"psa-baseline": "baseline", "psa-restricted-none": "restricted"}
+for case in ("node-capture", "node-capture-refused"):
+    SETTINGS[case] = InjectorSettings(node_capture=True)
+LABELS = {"psa-baseline": "baseline", "psa-restricted-none": "restricted", "node-capture": "restricted"}
 
 
 def documents(case: str) -> list[Any]:
