@@ -83,32 +83,6 @@ def test_containers_are_restricted(chart: Rendered) -> None:
             assert pod["securityContext"]["runAsUser"] >= 1000, name
 
 
-def test_the_capture_worker_is_the_only_exception_and_has_nothing_else() -> None:
-    """Rights on the node, and neither token nor port nor file of it; what it is told comes by a socket."""
-    for tls in (False, True):
-        chart = render(values={"capture": {"mode": "node"}, "metrics": {"tls": tls}})
-        (worker,) = [container for name, _, container in _containers(chart) if name == WORKER]
-        context = worker["securityContext"]
-        rights = {"drop": ["ALL"], "add": ["SYS_ADMIN", "SYS_PTRACE", "NET_ADMIN"]}
-        assert context["capabilities"] == rights
-        assert (context["runAsUser"], context["allowPrivilegeEscalation"]) == (0, False)
-        assert worker["volumeMounts"] == [{"name": "worker", "mountPath": "/run/gatehouse-capture"}]
-        assert not {"ports", "env", "livenessProbe"} & set(worker)
-        assert worker["image"].endswith("gatehouse/proxy:0.1.0")
-    assert CAPTURE not in {name for name, _ in _pods(render())}, "it is there only where it is asked for"
-
-
-@pytest.mark.parametrize("kube", ["1.20.2", "1.29.0", "1.30.0", "1.36.1"])
-def test_apparmor_lets_the_worker_see_the_processes_of_pods(kube: str) -> None:
-    pod = render(values={"capture": {"mode": "node"}}, kube=kube).one("DaemonSet", "gatehouse-capture")
-    template = pod["spec"]["template"]
-    worker = next(c for c in template["spec"]["containers"] if c["name"] == "worker")
-    annotation = "container.apparmor.security.beta.kubernetes.io/worker"
-    by_field = worker["securityContext"].get("appArmorProfile") == {"type": "Unconfined"}
-    by_annotation = template["metadata"]["annotations"].get(annotation) == "unconfined"
-    assert (by_field, by_annotation) == ((True, False) if kube >= "1.30" else (False, True))
-
-
 def test_only_the_agent_sees_the_node_and_only_its_directories(chart: Rendered) -> None:
     paths = {
         (name, volume["hostPath"]["path"])
@@ -253,16 +227,6 @@ def test_the_webhook_and_the_agent_cannot_change_anything(chart: Rendered) -> No
     assert writers["injector"] <= {"events"}
     assert writers["nodeagent"] == set()
     assert writers.get(CAPTURE, set()) <= {"events"}
-
-
-def test_the_capture_agent_reads_pods_and_nothing_else() -> None:
-    for events in (True, False):
-        chart = render(values={"capture": {"mode": "node"}, "injector": {"events": events}})
-        rights = [
-            (kind, rule["resources"], rule["verbs"]) for name, kind, rule in _rules(chart) if name == CAPTURE
-        ]
-        told = [("ClusterRole", ["events"], ["create"])] if events else []
-        assert rights == [("ClusterRole", ["pods"], ["list", "watch"]), *told]
 
 
 def test_without_events_the_webhook_cannot_write_at_all() -> None:

@@ -82,6 +82,8 @@ def test_pods_reach_each_other_across_nodes(kube: ClusterUnderTest, namespace: K
             "the proxy is not ready after 0 s",
         ),
         ("proxy", ["ip", "-V"], "iproute2"),
+        ("proxy", ["python3", "-m", "injector.istio_validation", "--help"], "usage: istio-validation"),
+        ("proxy", ["python3", "-m", "injector.capture_worker", "--help"], "usage: capture-worker"),
     ],
     ids=[
         "ca",
@@ -93,6 +95,8 @@ def test_pods_reach_each_other_across_nodes(kube: ClusterUnderTest, namespace: K
         "istio-init",
         "wait-ready",
         "ip",
+        "istio-validation",
+        "capture-worker",
     ],
 )
 def test_images_run_restricted_on_a_read_only_root(
@@ -131,7 +135,7 @@ def test_proxy_image_has_no_code_that_it_does_not_need(kube: ClusterUnderTest, n
     files = {line.removeprefix("/opt/gatehouse/") for line in log.split()}
     assert "injector/istio_init.py" in files
     assert not {file for file in files if file.startswith(("ca/", "nodeagent/", "mesh/kube", "injector/app"))}
-    assert len(files) < 15
+    assert len(files) < 18
 
 
 def test_the_bookshop_works_without_a_mesh(kube: ClusterUnderTest, namespace: Kubectl) -> None:

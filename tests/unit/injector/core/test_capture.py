@@ -70,12 +70,19 @@ def test_no_option_can_add_a_statement(config: CaptureConfig) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.from_regex(r"[0-9:%./;}\n-]{1,12}"),
+    st.text(max_size=9).map(lambda zone: f"fe80::%{zone}/64")
+    | st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=20)
+    | st.from_regex(r"[0-9:%./;}\n-]{1,12}"),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=6,
 )
 hostile = st.text(max_size=200) | st.dictionaries(
-    st.sampled_from(sorted(f.name for f in fields(CaptureConfig))), json_values, max_size=4
+    st.sampled_from(sorted(f.name for f in fields(CaptureConfig))),
+    json_values | st.lists(json_values, max_size=2),
+    max_size=4,
 ).map(json.dumps)
 
 
