@@ -37,7 +37,7 @@ from tests.fakes.rights import compare
 CONFIGURATION = "gatehouse-sidecar-injector"
 VALIDATION = "gatehouse-policy-validator"
 POLICIES = ("peerauthentications", "requestauthentications", "authorizationpolicies")
-UPKEEP_NAME = "gatehouse-upkeep.istio-system.svc"
+UPKEEP_NAME, CAPTURE_NAME = (f"gatehouse-{name}.istio-system.svc" for name in ("upkeep", "capture"))
 
 
 class Command:
@@ -69,6 +69,7 @@ class World:
     def __init__(self, directory: Path, kube: FakeKube, ca: ca_running.RunningCa) -> None:
         self.directory, self.kube, self.ca = directory, kube, ca
         self.https, self.plain, self.keeper_port, self.upkeep_port = (claim_port() for _ in range(4))
+        self.capture_port = claim_port()
         (directory / "token").write_text(self.token())
         self.root_file = ca.runtime.config.state_dir / "root-cert.pem"
         self.config = directory / "injector.yaml"
@@ -94,6 +95,9 @@ class World:
         self.config.write_text(yaml.safe_dump(found))
         found["listen"]["plain"] = f"127.0.0.1:{self.upkeep_port}"  # type: ignore[index] # a dict
         self.upkeep_config.write_text(yaml.safe_dump(found))
+        self.capture_config = directory / "capture.yaml"
+        found["listen"]["plain"] = f"127.0.0.1:{self.capture_port}"  # type: ignore[index] # a dict
+        self.capture_config.write_text(yaml.safe_dump({**found, "capture_agent": {"node_name": "node1"}}))
         service = {"namespace": "istio-system", "name": "gatehouse-injector"}
         kube.add(
             {"kind": "Namespace", "metadata": {"name": "istio-system"}},
@@ -171,9 +175,8 @@ class World:
 
     @contextlib.contextmanager
     def running(self, *commands: str) -> Iterator[dict[str, Command]]:
-        started = {
-            name: Command(name, self.upkeep_config if name == "upkeep" else self.config) for name in commands
-        }
+        own = {"upkeep": self.upkeep_config, "capture": self.capture_config}
+        started = {name: Command(name, own.get(name, self.config)) for name in commands}
         try:
             yield started
         finally:
@@ -186,6 +189,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     grants = [
         {"service_account": "istio-system/gatehouse-injector", "dns": list(NAMES)},
         {"service_account": "istio-system/gatehouse-upkeep", "dns": [UPKEEP_NAME]},
+        {"service_account": "istio-system/gatehouse-capture", "dns": [CAPTURE_NAME]},
     ]
     file = tmp_path / "ca.yaml"
     file.write_text(yaml.safe_dump({"serving_grants": grants}))
@@ -224,23 +228,26 @@ def test_from_nothing_to_a_trusted_webhook(world: World) -> None:
 
 def test_metrics_by_tls_only(world: World) -> None:
     """`metrics.tls` of the chart: each process with a certificate of its own name; plain ports are health."""
-    webhook, keeper, upkeep = (claim_port() for _ in range(3))
-    (world.directory / "upkeep-token").write_text(world.token("gatehouse-upkeep"))
+    webhook, keeper, upkeep, capture = (claim_port() for _ in range(4))
+    for name in ("upkeep", "capture"):
+        (world.directory / f"{name}-token").write_text(world.token(f"gatehouse-{name}"))
     for file, metrics, more in (
         (world.config, webhook, {"certificate": {"metrics": f"127.0.0.1:{keeper}"}}),
         (world.upkeep_config, upkeep, {"certificate": {"token_file": "upkeep-token"}}),
+        (world.capture_config, capture, {"certificate": {"token_file": "capture-token"}}),
     ):
         found = yaml.safe_load(file.read_text())
         found["listen"]["metrics"] = f"127.0.0.1:{metrics}"
         found["certificate"] |= more["certificate"]
-        if file is world.upkeep_config:
-            found["serving_dir"] = "upkeep-serving"
+        if file is not world.config:
+            found["serving_dir"] = f"{file.stem}-serving"
         file.write_text(yaml.safe_dump(found))
-    with world.running("serve", "certificate", "upkeep"):
+    with world.running("serve", "certificate", "upkeep", "capture"):
         for port, name, metric in (
             (webhook, NAMES[0], "gatehouse_injector_ready 1.0"),
             (keeper, NAMES[0], 'gatehouse_injector_cert_renewals_total{result="written"} 1.0'),
             (upkeep, UPKEEP_NAME, 'gatehouse_injector_cert_renewals_total{result="written"} 1.0'),
+            (capture, CAPTURE_NAME, "gatehouse_capture_pods 0.0"),
         ):
             wait_for(
                 lambda port=port, name=name, metric=metric: (
@@ -251,7 +258,7 @@ def test_metrics_by_tls_only(world: World) -> None:
             assert world.secure_page(port, "/livez", name).endswith("ok\n")
             assert world.page(port, "/metrics") == "", "nothing without TLS"
             assert world.secure_page(port, "/metrics", "kubernetes.default.svc") == "", "for that name only"
-        for port in (world.plain, world.keeper_port, world.upkeep_port):
+        for port in (world.plain, world.keeper_port, world.upkeep_port, world.capture_port):
             assert world.page(port, "/livez").endswith("ok\n")
             assert world.page(port, "/metrics") == "", "metrics are not served without TLS beside"
 
