@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import kubernetes_validate
 import pytest
 
+from injector.core.inject import InjectorSettings
 from tests.fakes.helm import HelmError, Rendered, render
+from tests.fakes.injector_pods import CLASSIC, a_pod, injected
 
 NODE: dict[str, Any] = {"capture": {"mode": "node"}}
 
@@ -61,3 +64,11 @@ def test_the_capture_agent_reads_pods_and_nothing_else() -> None:
         told = [(["events"], ["create"])] if events else []
         assert rights == [(["pods"], ["list", "watch"]), *told]
         assert "gatehouse-capture" not in {item["metadata"]["name"] for item in chart.all("Role")}
+
+
+@pytest.mark.parametrize("version", ["1.25", "1.31", "1.37"])
+def test_kubernetes_own_schemas_know_every_field(version: str) -> None:
+    items = render(values=NODE, kube=f"{version}.0").objects
+    assert "gatehouse-capture" in {item["metadata"]["name"] for item in items}
+    for item in [*items, injected(a_pod(), CLASSIC, config=InjectorSettings(node_capture=True))]:
+        kubernetes_validate.validate(item, version, strict=True)

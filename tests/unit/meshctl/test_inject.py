@@ -220,6 +220,16 @@ def test_settings_of_a_file(tmp_path: Path) -> None:
     assert "[ctl_settings]" in ran.err
 
 
+def test_nodes_capture(tmp_path: Path) -> None:
+    file = tmp_path / "injector.yaml"
+    file.write_text("injection: {node_capture: true}\n")
+    ran = ctl("inject", "-f", "-", "--config", str(file), stdin=POD)
+    (pod,) = documents(ran.out)
+    assert [c["name"] for c in pod["spec"]["initContainers"]] == ["istio-validation", "istio-proxy"]
+    back = ctl("uninject", "-f", "-", stdin=ran.out)
+    assert "initContainers" not in documents(back.out)[0]["spec"]
+
+
 def test_classic_clusters() -> None:
     pod = documents(ctl("inject", "--classic", "-f", "-", stdin=POD).out)[0]
     assert "istio-proxy" in [c["name"] for c in pod["spec"]["containers"]]
