@@ -21,12 +21,12 @@ from typing import Final
 
 from injector.config import ConfigCode, ConfigError, InjectorConfig
 from injector.core.capture import CaptureConfig
-from injector.core.capture_messages import MAX_LINE, Answer, Request
+from injector.core.capture_messages import MAX_LINE, Answer, MessageCode, MessageError, Request
 from injector.core.node_capture import Tried, Wanted, due, is_news, read_wanted
 from injector.events import EventSink, Saying, Subject
 from injector.metrics import CaptureMetrics
 from injector.upkeep import Process, keep_pair, secure_pages
-from mesh.errors import Category, Code, MeshError
+from mesh.errors import Category, MeshError
 from mesh.kube import access
 from mesh.kube.client import KubeClient
 from mesh.kube.reflector import Collection, Reflector
@@ -35,22 +35,12 @@ from mesh.obs.logs import logger
 
 USER_AGENT: Final = "gatehouse-capture"
 _WORKER_SECONDS: Final = 100.0  # longer than a child of the worker may live
-_PING_SECONDS: Final = 10.0
+_PING_SECONDS, _PING_AGAIN_SECONDS = 10.0, 1.0
 _IDLE_SECONDS: Final = 5.0
 
 _log = logger(__name__)
 
 Ask = Callable[[Request], Answer]
-
-
-class AgentCode(Code):
-    """Why the capture agent could not even ask."""
-
-    WORKER_AWAY = "capture_worker_away"
-
-
-class AgentError(MeshError):
-    """The capture worker does not answer."""
 
 
 def run(config: InjectorConfig) -> int:
@@ -177,11 +167,11 @@ class Agent:
     def step(self) -> float:
         """Begin what is due; seconds until the next look, unless woken."""
         now = self._monotonic()
-        if self._pinged is None or now - self._pinged >= _PING_SECONDS:
+        pause = _PING_AGAIN_SECONDS if self.away else _PING_SECONDS
+        if self._pinged is None or now - self._pinged >= pause:
             self._pinged = now
             self._pool.submit(self._ping)
         wanted = {pod.uid: pod for pod in self._store.values()}
-        pause = _PING_SECONDS
         with self._lock:
             for memory in (self._tried, self._seen):
                 for uid in memory.keys() - wanted.keys():
@@ -196,13 +186,15 @@ class Agent:
                     self._pool.submit(self._attempt, pod)
                 else:
                     pause = min(pause, at - now)
-            self._count(wanted)
+        self._count(wanted)
         return pause
 
     def _count(self, wanted: Mapping[str, Wanted]) -> None:
-        good = sum(not tried.code for tried in self._tried.values())
+        """Only what has a sandbox waits for us: before that, pods wait for images and volumes."""
+        with self._lock:
+            due_now = [wanted[uid] for uid in self._seen if uid in wanted]
         self._metrics.pods.set(len(wanted))
-        self._metrics.waiting.set(len(wanted) - good)
+        self._metrics.waiting.set(sum(pod.started or pod.config is None for pod in due_now))
 
     def _attempt(self, pod: Wanted) -> None:
         try:
@@ -233,14 +225,18 @@ class Agent:
         now = self._monotonic()
         with self._lock:
             before = self._tried.get(pod.uid)
-            failures = (before.failures if before else 0) + 1 if answer.code else 0
+            # In a row for this sandbox: what the one before lacked says nothing about it.
+            row = before.failures if before is not None and before.token == pod.token else 0
+            failures = row + 1 if answer.code else 0
             tried = Tried(
                 at=now, token=pod.token, code=answer.code, failures=failures, network=answer.network
             )
             self._tried[pod.uid] = tried
             since = None if answer.code else self._seen.pop(pod.uid, None)
+        self._count({pod.uid: pod for pod in self._store.values()})
         self._metrics.tries.labels(result=answer.code or ("applied" if answer.backend else "unchanged")).inc()
-        self._metrics.duration.observe(seconds)
+        if pod.config is not None:
+            self._metrics.duration.observe(seconds)
         if answer.backend and since is not None:
             self._metrics.wait.observe(now - since)
         self._tell(pod, answer, before, tried)
@@ -275,8 +271,7 @@ def ask(path: Path, request: Request, timeout: float = _WORKER_SECONDS) -> Answe
     """Ask the worker.
 
     Raises:
-        AgentError: it does not answer.
-        MessageError: it answers something else.
+        MessageError: it does not answer, or something else.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -286,15 +281,15 @@ def ask(path: Path, request: Request, timeout: float = _WORKER_SECONDS) -> Answe
             with connection.makefile("rb") as stream:
                 line = stream.readline(MAX_LINE + 1)
     except OSError as error:
-        raise AgentError(
-            AgentCode.WORKER_AWAY,
+        raise MessageError(
+            MessageCode.AWAY,
             f"the capture worker of this node does not answer on {path} ({error.strerror or error});"
             " next: look at the container worker of the capture agent's pod",
             category=Category.UNAVAILABLE,
         ) from error
     if not line:
-        raise AgentError(
-            AgentCode.WORKER_AWAY,
+        raise MessageError(
+            MessageCode.AWAY,
             "the capture worker broke off; next: look at the container worker of the capture agent's pod",
             category=Category.UNAVAILABLE,
         )

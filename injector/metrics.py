@@ -88,7 +88,10 @@ class CaptureMetrics(MetricSet):
         buckets=(*_SECONDS, 30.0, 60.0),
     )
     pods = gauge("gatehouse_capture_pods", "Pods of this node whose rules the agent writes.")
-    waiting = gauge("gatehouse_capture_waiting_pods", "Those of them whose rules are not in force.")
+    waiting = gauge(
+        "gatehouse_capture_waiting_pods",
+        "Those of them that have a sandbox, and whose rules are not in force.",
+    )
     watch_failures = counter(
         "gatehouse_capture_watch_failures_total", "Watches that failed.", labels=("resource", "code")
     )

@@ -20,10 +20,11 @@ _MAX_TEXT = 1000
 
 
 class MessageCode(Code):
-    """Why a message between the capture agent and its worker was refused."""
+    """Why the capture agent and its worker did not understand each other."""
 
     REQUEST = "capture_bad_request"
     ANSWER = "capture_bad_answer"
+    AWAY = "capture_worker_away"  # it does not answer at all
 
 
 class NamespaceCode(Code):
@@ -37,7 +38,7 @@ class NamespaceCode(Code):
 
 
 class MessageError(MeshError):
-    """A line that is no message."""
+    """A line that is no message, or none at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from typing import Any
 from injector.core import podjson
 from injector.core.capture import CaptureCode, CaptureConfig, CaptureError
 from injector.core.capture_cgroups import POD_UID
-from injector.core.capture_messages import NamespaceCode
+from injector.core.capture_messages import MessageCode, NamespaceCode
 from injector.core.decision import VALIDATION, VALIDATION_COMMAND
 
 PATIENCE = 3
-"""Tries in a row that may find no sandbox before somebody is told."""
-_NOT_YET = frozenset({NamespaceCode.NO_SANDBOX, NamespaceCode.NODE_NETWORK})
+"""Tries in a row that may find no sandbox, or no worker, before somebody is told."""
+_NOT_YET = frozenset({NamespaceCode.NO_SANDBOX, NamespaceCode.NODE_NETWORK, MessageCode.AWAY})
 _FIRST_PAUSE, _LONGEST_WAIT, _LONGEST_PAUSE = 0.2, 5.0, 30.0  # seconds
 _UNPROVED_SECONDS = 5.0  # until the pod itself has seen its rules
 
@@ -56,7 +56,7 @@ class Tried:
     Attributes:
         at: monotonic seconds.
         code: why it failed, "" = the rules are in force.
-        failures: in a row.
+        failures: in a row, with the same token.
     """
 
     at: float
@@ -138,7 +138,9 @@ def due(wanted: Wanted, tried: Tried | None, *, now: float, recheck: float) -> f
 
 
 def is_news(wanted: Wanted, tried: Tried) -> bool:
-    """Whether a failure is worth an Event: not while the sandbox may only not be there yet."""
+    """Whether a failure is worth an Event: not while sandbox or worker may only not be there yet."""
     if tried.code in _NOT_YET:
-        return wanted.started and tried.failures >= PATIENCE
+        # A pod that has seen its rules has them still: a worker that is away is no affair of that pod's.
+        waits = wanted.started and not (wanted.proved and tried.code == MessageCode.AWAY)
+        return waits and tried.failures >= PATIENCE
     return bool(tried.code)

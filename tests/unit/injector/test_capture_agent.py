@@ -18,10 +18,10 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from injector.capture_agent import Agent, AgentCode, AgentError, ask, run
+from injector.capture_agent import Agent, ask, run
 from injector.config import ConfigError, InjectorConfig
 from injector.core.capture import CaptureConfig
-from injector.core.capture_messages import Answer, MessageError, NamespaceCode, Request
+from injector.core.capture_messages import Answer, MessageCode, MessageError, NamespaceCode, Request
 from injector.core.inject import InjectorSettings
 from injector.core.node_capture import Wanted, read_wanted
 from injector.events import EventSink
@@ -131,11 +131,12 @@ def test_a_sandbox_that_is_not_there_yet_is_waited_for_quietly(world: World) -> 
     for _ in range(10):
         world.step(5.0)
     assert len(world.worker.asked) == 10
-    assert world.metric("waiting_pods") == 1
-    world.worker.answer = lambda _: APPLIED
+    assert world.metric("waiting_pods") == 0, "it waits for its sandbox"
     world.put(on_node(**started()))
     world.step()
-    world.step()
+    assert world.metric("waiting_pods") == 1
+    world.worker.answer = lambda _: APPLIED
+    world.step(1.0)
     assert world.metric("waiting_pods") == 0
     world.events.stop()
     assert world.kube.all("Event") == []
@@ -218,19 +219,19 @@ def test_a_worker_that_is_away(
         world.put(on_node())
         world.step()
         assert "does not answer" in world.agent.away
-        assert world.metric("tries_total", result=AgentCode.WORKER_AWAY) == 1
-    world.step(10.0)
+        world.step(1.0)
+        assert world.metric("tries_total", result=MessageCode.AWAY) == 2
+    world.step(1.0)
     wait_for(lambda: not world.agent.away, "the worker is back")
     wait_for(lambda: world.metric("waiting_pods") == 0 or world.step(), "the pod is captured")
     assert world.metric("tries_total", result="applied") == 1
 
 
 @pytest.mark.parametrize(
-    ("line", "error", "said"), [(b"", AgentError, "broke off"), (b"{}\n", MessageError, "not the fields")]
+    ("line", "code", "said"),
+    [(b"", MessageCode.AWAY, "broke off"), (b"{}\n", MessageCode.ANSWER, "not the fields")],
 )
-def test_a_worker_that_answers_something_else(
-    tmp_path: Path, line: bytes, error: type[Exception], said: str
-) -> None:
+def test_a_worker_that_answers_something_else(line: bytes, code: MessageCode, said: str) -> None:
     path = Path(f"/tmp/gh-odd-{os.getpid()}.sock")
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -245,8 +246,9 @@ def test_a_worker_that_answers_something_else(
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(error, match=said):
+        with pytest.raises(MessageError, match=said) as caught:
             ask(path, Request(None, CaptureConfig()), 10.0)
+        assert caught.value.code is code
         thread.join()
     path.unlink()
 

@@ -197,9 +197,16 @@ def test_a_failed_wait_counts_as_started() -> None:
         (NO_SANDBOX, True, 3, True),
         ("capture_node_network", True, 3, True),
         ("init_apply_failed", False, 1, True),
-        ("capture_worker_away", False, 1, True),
+        ("capture_worker_away", True, 2, False),
+        ("capture_worker_away", True, 3, True),
     ],
 )
 def test_what_is_told(code: str, started: bool, failures: int, news: bool) -> None:
     found = wanted(**(waits() if started else {}))
     assert is_news(found, Tried(at=0.0, token=found.token, code=code, failures=failures)) is news
+
+
+def test_pods_that_run_do_not_hear_of_a_worker_that_starts_anew() -> None:
+    found = wanted(**waits({"terminated": {"exitCode": 0}}))
+    assert not is_news(found, Tried(at=0.0, token=found.token, code="capture_worker_away", failures=99))
+    assert is_news(found, Tried(at=0.0, token=found.token, code="init_apply_failed", failures=1))
