@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ca.metrics import CaMetrics
-from injector.metrics import UpkeepMetrics, WebhookMetrics
+from injector.metrics import CaptureMetrics, UpkeepMetrics, WebhookMetrics
 from mesh.obs.metrics import MetricSet, describe
 from nodeagent.kube_watches import KubeMetrics
 from nodeagent.metrics import AgentMetrics
@@ -85,6 +85,7 @@ PROCESSES: dict[str, tuple[type[MetricSet], ...]] = {
     "Webhook": (WebhookMetrics,),
     "Upkeep, and the keeper of the webhook's certificate": (UpkeepMetrics,),
     "Node agent": (AgentMetrics, KubeMetrics),
+    "Capture agent": (CaptureMetrics,),
 }
 
 

@@ -209,6 +209,12 @@ CASES: dict[str, Case] = {
         _steps(f"{_AGENT}ready{_NODE}", 1, 0, at=115),  # it has just been restarted
         labels=_OF_NODE,
     ),
+    "GatehousePodsNotCaptured": _case(
+        _flat(f"gatehouse_capture_waiting_pods{_NODE}", 1),
+        _flat(f"gatehouse_capture_waiting_pods{_NODE}", 0),
+        _steps(f"gatehouse_capture_waiting_pods{_NODE}", 0, 3, 0, at=9),  # many pods at once
+        labels=_OF_NODE,
+    ),
     "GatehouseVolumesRefused": _case(
         _grows(f'{_AGENT}csi_calls_total{{call="publish",result="csi_no_token",instance="node1"}}', 1),
         _grows(f'{_AGENT}csi_calls_total{{call="publish",result="ok",instance="node1"}}', 9),
