@@ -127,3 +127,9 @@ def test_its_command_is_one_that_meshctl_knows(values: dict[str, Any]) -> None:
         assert wish is not None
         assert wish.namespace == one("Role", found)["metadata"]["namespace"]
         assert not wish.keep
+
+
+def test_its_pod_is_pulled_with_the_secrets_of_a_parent_chart_too() -> None:
+    values = {"global": {"imagePullSecrets": ["all"]}, "image": {"pullSecrets": ["own"]}}
+    (pod,) = [item for item in objects(values) if item["kind"] == "Pod"]
+    assert pod["spec"]["imagePullSecrets"] == [{"name": "own"}, {"name": "all"}]
