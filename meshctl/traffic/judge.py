@@ -45,7 +45,7 @@ class Place:
         if self.kept:
             rest = f" -c {PROXY}" if words == "logs" else ""
             return f"kubectl -n {plan.namespace} {words} {plan.name(role)}{rest}"
-        return f"meshctl check --traffic --keep; kubectl describe pods -A -l {selector(role=role)}"
+        return f"meshctl check --traffic --keep; kubectl describe pods -A -l {selector()}"
 
 
 @dataclass(frozen=True, slots=True)

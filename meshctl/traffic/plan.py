@@ -184,11 +184,9 @@ def client(plan: Plan, role: Role) -> Made:
     return _pod(plan, role, command, {}, {"restartPolicy": "Never", "affinity": apart})
 
 
-def selector(run: str = "", role: Role | None = None) -> str:
+def selector(run: str = "") -> str:
     """Label selector of the objects of a run, or of all runs."""
-    found = f"{NAME_LABEL}={NAME}"
-    found += f",{RUN_LABEL}={run}" if run else ""
-    return found + (f",{ROLE_LABEL}={role.value}" if role else "")
+    return f"{NAME_LABEL}={NAME}" + (f",{RUN_LABEL}={run}" if run else "")
 
 
 # --- parts ---------------------------------------------------------------------------------------------

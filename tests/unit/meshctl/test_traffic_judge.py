@@ -75,6 +75,7 @@ def test_an_answer_that_is_not_the_wanted_one(got: Got, row: str, then: str) -> 
     rows = judged(got)
     assert status(rows) == {**status(judged()), row: "fail"}
     found = rows[f"traffic-{row}"]
+    assert max(map(len, found.next.split("; "))) <= 84  # a command in a table is on one line, to be copied
     assert str(got) in text(found)
     assert "gatehouse-traffic-a1b2c3/" in text(found)
     assert then in found.next
