@@ -8,7 +8,8 @@ import kubernetes_validate
 import pytest
 
 from injector.core.inject import InjectorSettings
-from tests.fakes.helm import HelmError, Rendered, render
+from tests.charts.test_openshift import REQUIRED, RESTRICTED_V2, refusals
+from tests.fakes.helm import CHART, HelmError, Rendered, render
 from tests.fakes.injector_pods import CLASSIC, a_pod, injected
 
 NODE: dict[str, Any] = {"capture": {"mode": "node"}}
@@ -64,6 +65,26 @@ def test_the_capture_agent_reads_pods_and_nothing_else() -> None:
         told = [(["events"], ["create"])] if events else []
         assert rights == [(["pods"], ["list", "watch"]), *told]
         assert "gatehouse-capture" not in {item["metadata"]["name"] for item in chart.all("Role")}
+
+
+def test_openshift_has_constraints_for_it() -> None:
+    chart = render(files=[CHART / "values-openshift.yaml"], values=NODE, kube="1.26.0")
+    found = chart.one("SecurityContextConstraints", "gatehouse-capture")
+    spec = pod_of(chart)["spec"]
+    assert set(found) >= REQUIRED
+    assert refusals(found, spec) <= {"hostPID"}, "which the judge knows of restricted pods only"
+    assert found["allowHostPID"] is True
+    assert {"capability SYS_ADMIN", "runAsUser 0", "seLinuxOptions"} <= refusals(RESTRICTED_V2, spec)
+    assert found["users"] == ["system:serviceaccount:istio-system:gatehouse-capture"]
+    worker, users = container(pod_of(chart), "worker"), spec["securityContext"]
+    assert worker["securityContext"]["seLinuxOptions"] == {"type": "spc_t"}
+    assert users["runAsGroup"] == worker["securityContext"]["runAsGroup"], (
+        "they meet, whatever podSecurity says"
+    )
+    usual = render(files=[CHART / "values-openshift.yaml"], kube="1.26.0")
+    assert {item["metadata"]["name"] for item in usual.all("SecurityContextConstraints")} == {
+        "gatehouse-nodeagent"
+    }
 
 
 @pytest.mark.parametrize("version", ["1.25", "1.31", "1.37"])
