@@ -32,6 +32,7 @@ from tests.fakes.injector_pods import a_pod, find, injected
 from tests.fakes.injector_running import REPOSITORY, wait_for
 from tests.fakes.kube_api import FakeKube
 from tests.fakes.ports import claim_port
+from tests.fakes.rights import compare
 
 UID, SECOND = "0b7d1e5c-3f2a-4c7e-9a41-6d5b8f0e2c11", "1c8e2f6d-4a3b-4d8f-8b52-7e6c9a1f3d22"
 SETTINGS = InjectorSettings(node_capture=True)
@@ -264,6 +265,9 @@ def test_the_process(worker: FakeWorker, tmp_path: Path) -> None:
     with FakeKube() as kube:
         kube.add({"kind": "Namespace", "metadata": {"name": "shop"}})
         kube.add(on_node(), on_node(SECOND, "elsewhere", node="node2"))
+        odd = on_node(UID.replace("0b", "0c"), "odd")
+        find(odd, "istio-validation")["args"] = []
+        kube.add(odd)
         settings = {
             "kubeconfig": str(kube.kubeconfig(tmp_path)),
             "listen": {"plain": f"127.0.0.1:{port}"},
@@ -282,6 +286,7 @@ def test_the_process(worker: FakeWorker, tmp_path: Path) -> None:
             assert {request.uid for request in worker.asked} == {UID}
             kube.add(on_node(SECOND, "new"))
             wait_for(lambda: SECOND in {request.uid for request in worker.asked}, "the new pod")
+            wait_for(lambda: kube.all("Event"), "the Event about the pod that says nothing")
             assert b'gatehouse_capture_tries_total{result="applied"}' in _page(port, "/metrics")[1]
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
@@ -291,7 +296,8 @@ def test_the_process(worker: FakeWorker, tmp_path: Path) -> None:
     lists = [r for r in kube.requests if r.path == "/api/v1/pods"]
     assert lists
     assert all(r.query.get("fieldSelector") == "spec.nodeName=node1" for r in lists)
-    assert {r.method for r in kube.requests} <= {"GET", "POST"}
+    refused, unused = compare("capture", kube.requests, {"capture": {"mode": "node"}})
+    assert (refused, unused) == (set(), set())
 
 
 def _page(port: int, path: str) -> tuple[int, bytes]:
