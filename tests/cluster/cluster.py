@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,14 +76,16 @@ def load_images(place: Layout) -> list[str]:
     with _lock(place):
         store = ImageStore(place)
         names = store.build()
-        marks = {name: place.state / f"loaded-{store.image_id(name)}" for name in names}
-        if new := [name for name, mark in marks.items() if not mark.exists()]:
+        # What each name means on the nodes now: a tree that comes back to an earlier image loads it again.
+        record = place.state / "loaded.json"
+        loaded = json.loads(record.read_text(encoding="ascii")) if record.exists() else {}
+        wanted = {name: store.image_id(name) for name in names}
+        if new := [name for name, image in wanted.items() if loaded.get(name) != image]:
             archive = place.state / "images.tar"
             store.export(new, archive)
             images.load(place, archive)
             archive.unlink()
-        for mark in marks.values():
-            mark.touch()
+        record.write_text(json.dumps(wanted), encoding="ascii")
         return names
 
 
