@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,14 @@ def scraped(
         server.server_close()
 
 
+def settled(look: Callable[[], Any], wanted: object) -> object:
+    """What is seen once it is the wanted, or when the time is over."""
+    ends = time.monotonic() + _SECONDS
+    while (found := look()) != wanted and time.monotonic() < ends:
+        time.sleep(0.2)
+    return found
+
+
 @pytest.mark.timeout(180)
 def test_no_panel_is_empty(scraped: tuple[bool, Prometheus]) -> None:
     """In the words of a real Prometheus that scrapes real declarations. NaN is drawn as nothing, too."""
@@ -262,10 +271,7 @@ def test_no_panel_is_empty(scraped: tuple[bool, Prometheus]) -> None:
         }
 
     wanted = set() if busy else EMPTY_AT_FIRST
-    ends = time.monotonic() + _SECONDS
-    while (found := (nothing if busy else empty)()) != wanted and time.monotonic() < ends:
-        time.sleep(0.2)
-    assert found == wanted
+    assert settled(nothing if busy else empty, wanted) == wanted
 
 
 @pytest.mark.timeout(180)
@@ -280,9 +286,7 @@ def test_the_choices_are_the_pods_of_the_dashboard(
             assert asked
             assert asked[2] == label
             selector = asked[1].replace("$namespace", "istio-system")
-            ends = time.monotonic() + _SECONDS
-            while (found := prometheus.label_values(label, selector)) != [wanted] and time.monotonic() < ends:
-                time.sleep(0.2)
+            found = settled(partial(prometheus.label_values, label, selector), [wanted])
             assert found == [wanted]
 
 

@@ -24,6 +24,7 @@ from nodeagent.status_client import StatusError, fetch_status
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.layout import NodePlace
 from tests.cluster.objects import pod
+from tests.cluster.outage import own
 from tests.cluster.run import wait_for
 from tests.cluster.servers import node_tree
 from tests.cluster.under_test import ClusterUnderTest
@@ -120,9 +121,7 @@ class NodeProcess:
 
 @pytest.fixture
 def agent(kube: ClusterUnderTest, short_dir: Path) -> Iterator[NodeProcess]:
-    if kube.layout is None:
-        pytest.skip("the nodes of this cluster cannot be entered")
-    found = NodeProcess(kube, kube.layout.places[0], short_dir)
+    found = NodeProcess(kube, own(kube).places[0], short_dir)
     driver = {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "CSIDriver",
