@@ -56,6 +56,8 @@ class Issuer:
         chain: what a client must send after its leaf: `certificate` and further intermediates; without
             the root. Empty when the root itself signs.
         roots: DER of the roots of the trust domain; what clients trust.
+        generation: of `roots`, and `epoch`: of the root that signs. Both rise with a rotation (docs/adr/0014);
+            0 when nobody counts, as for a plugged-in CA.
         not_after: the earliest end among `certificate` and `chain`.
 
     Raises:
@@ -67,6 +69,8 @@ class Issuer:
     signer: Signer
     chain: tuple[CertFields, ...]
     roots: tuple[bytes, ...]
+    generation: int = 0
+    epoch: int = 0
     not_after: dt.datetime = field(init=False)
     ski: bytes = field(init=False)
     keys: frozenset[bytes] = field(init=False, repr=False)
