@@ -56,7 +56,7 @@ class Issuer:
         chain: what a client must send after its leaf: `certificate` and further intermediates; without
             the root. Empty when the root itself signs.
         roots: DER of the roots of the trust domain; what clients trust.
-        generation: of `roots`, and `epoch`: of the root that signs. Both rise with a rotation (docs/adr/0014);
+        generation: of `roots`; with `epoch`, of the root that signs, it rises with a rotation (docs/adr/0014);
             0 when nobody counts, as for a plugged-in CA.
         not_after: the earliest end among `certificate` and `chain`.
 
