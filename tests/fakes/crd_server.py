@@ -99,7 +99,7 @@ def _stored(item: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def binary() -> Path:
-    """The program, compiled if need be: two to three minutes on two cores, once."""
+    """The program, compiled if need be: three minutes on two cores, six beside other tests, once."""
     place = Layout.default().cache / f"crd-server-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}"
     program = place / "crd-server"
     place.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from tests.fakes.crd_rules import (
     parts,
     specs,
 )
+from tests.fakes.helm import ROOT
 from tests.fakes.policy_objects import policy_object
 
 
@@ -126,3 +127,12 @@ def test_no_rule_iterates_or_breaks_lines(rule: Rule) -> None:
         assert word not in rule.expression
     assert "\n" not in rule.message
     assert rule.message.endswith(f"[{rule.code}]")
+
+
+def test_the_documentation_lists_the_rules() -> None:
+    text = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
+    table = text.partition("| kind | must hold | code |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    assert sorted((row[0], row[2]) for row in rows) == sorted(
+        (", ".join(kind for kind, _ in rule.places), str(rule.code)) for rule in RULES
+    )
