@@ -11,7 +11,11 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-ALLOWED_REASONS = ("needs root to become another user",)
+ALLOWED_REASONS = (
+    "needs root to become another user",
+    # Of a rolling archive nobody can promise that it serves, or still compiles, what one test asks of it.
+    "needs Debian's development archive",
+)
 
 
 def forbidden_skips(report: Path) -> list[str]:

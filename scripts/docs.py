@@ -1,4 +1,4 @@
-"""`make docs`: reference pages that are read off the code, and the dashboards of the chart.
+"""`make docs`: reference pages that are read off the code, and the chart's dashboards and rules of its kinds.
 
 `--check` writes nothing and fails when a page is not what the code says.
 """
@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import yaml
+
 from ca.metrics import CaMetrics
 from injector.metrics import CaptureMetrics, UpkeepMetrics, WebhookMetrics
 from mesh.obs.metrics import MetricSet, describe
+from mesh.policy.rules import schema_rules
 from nodeagent.kube_watches import KubeMetrics
 from nodeagent.metrics import AgentMetrics
 from scripts.dashboards.files import files
@@ -105,8 +108,15 @@ def metrics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def crd_rules() -> str:
+    """The CEL rules of the policy kinds, for the chart."""
+    head = "# Written by `make docs` from mesh/policy/rules.py; templates/crds.yaml places them.\n"
+    return head + yaml.safe_dump(schema_rules(), width=110, allow_unicode=False)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     **{name: partial(str, text) for name, text in files().items()},
+    "charts/gatehouse/files/crd-rules.yaml": crd_rules,
     "docs/reference/modules.md": modules_page,
     "docs/reference/codes.md": codes_page,
     "docs/reference/metrics.md": metrics_page,

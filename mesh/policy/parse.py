@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mesh.policy import rules
 from mesh.policy.codes import PolicyCode, PolicyError
 from mesh.policy.effective import Finding, MtlsMode, ObjectRef
 from mesh.policy.model import (
@@ -195,7 +196,7 @@ def _selected(spec: Node, meta: PolicyMeta) -> PolicyMeta:
     for field in targets:
         node = spec.child(field, entries[field])
         if "selector" in entries or len(targets) > 1:
-            node.error(PolicyCode.CONFLICT, "only one of selector, targetRefs and targetRef may be set")
+            node.breaks(rules.ONE_TARGET)
         _targets(node if field == "targetRefs" else spec.child(field, [entries[field]]))
         node.warn(
             PolicyCode.TARGET_REFS,
@@ -241,10 +242,7 @@ def _peer_authentication(spec: Node, meta: PolicyMeta) -> PeerAuthentication:
     if "portLevelMtls" in fields:
         node = fields["portLevelMtls"]
         if selector is None:
-            node.error(
-                PolicyCode.NEEDS_SELECTOR,
-                "portLevelMtls needs a selector with matchLabels; ports of all workloads cannot be set",
-            )
+            node.breaks(rules.PORTS_NEED_SELECTOR)
         entries = node.mapping() or {}
         if len(entries) > _MAX_PORTS:
             node.error(PolicyCode.TOO_MANY, f"found {len(entries)} ports, allowed are at most {_MAX_PORTS}")

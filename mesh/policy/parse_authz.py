@@ -30,6 +30,7 @@ from mesh.policy.patterns import (
     service_account,
 )
 from mesh.policy.reader import Node, nearest, show
+from mesh.policy.rules import ACTION_NEEDS_RULES, CONDITION_NEEDS_VALUES, ONE_FORM_OF_CALLER
 from mesh.policy.values import cidr, port_number
 
 MAX_RULES: Final = 512
@@ -104,11 +105,7 @@ def authorization_policy(spec: Node, meta: PolicyMeta, *, dry_run: bool) -> Auth
                 " split the policy",
             )
     elif action is not Action.ALLOW:
-        spec.error(
-            PolicyCode.NEEDS_RULES,
-            f"a policy with action {action.value} and no rules does nothing;"
-            " write `rules: [{}]` to match everything",
-        )
+        spec.breaks(ACTION_NEEDS_RULES)
     if dry_run and action is Action.AUDIT:
         spec.error(PolicyCode.UNSUPPORTED, "action AUDIT decides nothing; remove the dry-run annotation")
     return AuthorizationPolicy(meta=meta, action=action, rules=rules, dry_run=dry_run)
@@ -196,10 +193,7 @@ class _RuleReader:
         accounts = {"service_accounts", "not_service_accounts"} & found.keys()
         others = {"principals", "not_principals", "namespaces", "not_namespaces"} & found.keys()
         if accounts and others:
-            node.error(
-                PolicyCode.CONFLICT,
-                "serviceAccounts excludes principals and namespaces in one source; use a source for each",
-            )
+            node.breaks(ONE_FORM_OF_CALLER)
         return Source(**found)
 
     def _condition(self, node: Node) -> Condition | None:
@@ -212,7 +206,7 @@ class _RuleReader:
         else:
             key = _key(fields["key"])
         if "values" not in fields and "notValues" not in fields:
-            node.error(PolicyCode.MISSING, "values are missing; a condition needs values or notValues")
+            node.breaks(CONDITION_NEEDS_VALUES)
         if key is None:
             return None
         check = (

@@ -11,6 +11,7 @@ from mesh.policy.jwks import JwksError, parse_key_set
 from mesh.policy.model import JwtRule, PolicyMeta, RequestAuthentication
 from mesh.policy.oidc import discovery_address
 from mesh.policy.reader import Node, show
+from mesh.policy.rules import ISSUER_OR_KEYS, ONE_KEY_SET
 from mesh.policy.values import blocked_host, header_name, is_token, seconds, url
 
 T = TypeVar("T")
@@ -49,9 +50,9 @@ def request_authentication(spec: Node, meta: PolicyMeta) -> RequestAuthenticatio
 def _rule(node: Node) -> JwtRule:
     fields = node.fields(*_FIELDS)
     if isinstance(node.value, Mapping) and "issuer" not in fields and "jwksUri" not in fields:
-        node.error(PolicyCode.MISSING, "issuer is missing; a rule needs issuer or jwksUri")
+        node.breaks(ISSUER_OR_KEYS)
     if "jwks" in fields and "jwksUri" in fields:
-        fields["jwksUri"].error(PolicyCode.CONFLICT, "jwks and jwksUri exclude each other; remove one")
+        fields["jwksUri"].breaks(ONE_KEY_SET)
 
     def read(field: str, reader: Callable[[Node], T | None], default: T) -> T:
         value = reader(fields[field]) if field in fields else None

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from mesh.policy.codes import PolicyCode
 from mesh.policy.effective import Finding, ObjectRef, Severity
+from mesh.policy.rules import Rule
 
 FieldPath = tuple[str | int, ...]
 LineOf = Callable[[FieldPath], int]
@@ -122,6 +123,10 @@ class Node:
     def error(self, code: PolicyCode, message: str) -> None:
         """Note an error about this value."""
         self.report.error(self.path, code, message)
+
+    def breaks(self, rule: Rule) -> None:
+        """Note that this value does not keep a rule that API servers know too."""
+        self.error(rule.code, rule.sentence)
 
     def warn(self, code: PolicyCode, message: str) -> None:
         """Note a warning about this value."""

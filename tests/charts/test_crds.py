@@ -12,6 +12,8 @@ from injector.core.policies import CONDITION
 from mesh.policy.codes import PolicyCode
 from mesh.policy.model import API_VERSIONS, KINDS
 from mesh.policy.parse import parse_policy
+from mesh.policy.rules import RULES, schema_path
+from tests.fakes.crd_rules import definitions
 from tests.fakes.helm import Rendered, render
 
 SAMPLE: dict[str, Any] = {
@@ -137,3 +139,56 @@ def test_definitions_may_be_left_to_istio_or_kept() -> None:
     for keep in (True, False):
         for item in _definitions(render(values={"crds": {"keep": keep}})).values():
             assert item["metadata"].get("annotations", {}).get(policy) == ("keep" if keep else None)
+
+
+# --- rules in CEL ----------------------------------------------------------------------------------
+
+PLACE = "x-kubernetes-validations"
+
+
+def _without_rules(schema: Any, path: tuple[str, ...], found: dict[tuple[str, ...], Any]) -> Any:
+    """A copy without rules; they are put into `found`, by the steps to them."""
+    if isinstance(schema, list):
+        return [_without_rules(item, path, found) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if PLACE in schema:
+        found[path] = schema[PLACE]
+    rest = {name: item for name, item in schema.items() if name != PLACE}
+    return {name: _without_rules(item, (*path, name), found) for name, item in rest.items()}
+
+
+@pytest.mark.parametrize("kube", ["1.30.0", "1.30.0-rc.1", "v1.33.1-gke.55", "1.37.0"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_rule_of_the_table_is_at_its_places_and_nothing_else_differs(kind: str, kube: str) -> None:
+    wanted: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for rule in RULES:
+        for of, place in rule.places:
+            if of == kind:
+                text = {"rule": rule.expression, "message": rule.message}
+                wanted.setdefault(tuple(schema_path(place)), []).append(text)
+    new, old = definitions(kube)[kind], definitions("1.20.0")[kind]
+    for version, plain in zip(new["spec"]["versions"], old["spec"]["versions"], strict=True):
+        found: dict[tuple[str, ...], Any] = {}
+        schema = _without_rules(version["schema"]["openAPIV3Schema"], (), found)
+        assert found == wanted
+        assert {**version, "schema": {"openAPIV3Schema": schema}} == plain
+    assert {**new, "spec": {**new["spec"], "versions": old["spec"]["versions"]}} == old
+
+
+@pytest.mark.parametrize("kube", ["1.20.2", "1.24.17", "1.25.0", "1.29.14-eks-1"])
+def test_older_servers_get_no_rules(kube: str) -> None:
+    """Below 1.25 they are unknown; below 1.30 an object that was stored broken could not even be labelled."""
+    assert PLACE not in render(kube=kube).text
+    assert definitions(kube) == definitions("1.20.0")
+
+
+def test_rules_have_fields_only_that_every_server_with_rules_knows() -> None:
+    """A newer field is dropped by an older server, and refused by a client that validates strictly."""
+    for item in definitions().values():
+        for version in item["spec"]["versions"]:
+            found: dict[tuple[str, ...], Any] = {}
+            _without_rules(version["schema"], (), found)
+            assert found
+            for rules in found.values():
+                assert all(set(rule) == {"rule", "message"} for rule in rules)

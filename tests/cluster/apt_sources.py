@@ -41,3 +41,17 @@ def source_entries(codename: str, files: Iterable[Path]) -> tuple[str, str]:
 def _is_debian(codename: str, suites: list[str], components: list[str]) -> bool:
     ours = {codename, f"{codename}-updates", f"{codename}-security"}
     return bool(suites) and set(suites) <= ours and "main" in components
+
+
+def binaries_of(release: str, codename: str, files: Iterable[Path]) -> tuple[str, str]:
+    """The machine's archive of Debian `codename` as one of another release's binaries, in both forms."""
+    lines, stanzas = source_entries(codename, files)
+    # Updates and security may have entries of their own; their archives need not have the other release.
+    lines = re.sub(rf"(?m)^.* {codename}-\S+ .*\n", "", lines)
+    lines = re.sub(rf"(?m)^deb-src\b(.*) {codename} .*$", rf"deb\1 {release} main", lines)
+    kept = [
+        re.sub(r"(?m)^Types:.*$", "Types: deb", re.sub(r"(?m)^Suites:.*$", f"Suites: {release}", stanza))
+        for stanza in stanzas.strip().split("\n\n")
+        if re.search(rf"(?m)^Suites:(.*\s)?{codename}(\s|$)", stanza)
+    ]
+    return lines, "\n\n".join(kept) + "\n" * bool(kept)

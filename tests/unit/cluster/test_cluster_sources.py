@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import packages
-from tests.cluster.apt_sources import lists, source_entries
+from tests.cluster.apt_sources import binaries_of, lists, source_entries
 
 IMAGE = """# made for the image
 Types: deb
@@ -77,3 +77,20 @@ def test_names_of_a_system(tmp_path: Path) -> None:
     file.write_text('# x\nID=debian\nVERSION_CODENAME="bookworm"\n')
     assert packages.release(file) == {"ID": "debian", "VERSION_CODENAME": "bookworm"}
     assert packages.release(tmp_path / "none") == {}
+
+
+def test_another_release_is_asked_of_the_archive_that_has_this_one(tmp_path: Path) -> None:
+    stanzas, lines = tmp_path / "debian.sources", tmp_path / "sources.list"
+    stanzas.write_text(
+        IMAGE + "\nTypes: deb\nURIs: http://sec.example\nSuites: bookworm-security\nComponents: main\n"
+    )
+    lines.write_text(INSTALLER)
+    found_lines, found_stanzas = binaries_of("sid", "bookworm", [stanzas, lines])
+    assert found_lines.splitlines() == ["deb [arch=amd64] http://mirror.example/debian sid main"]
+    assert found_stanzas.splitlines()[:3] == [
+        "Types: deb",
+        "URIs: http://mirror.example/debian",
+        "Suites: sid",
+    ]
+    assert "sec.example" not in found_stanzas
+    assert binaries_of("sid", "trixie", [stanzas, lines]) == ("", "")
