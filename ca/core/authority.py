@@ -56,9 +56,11 @@ class Issuer:
         chain: what a client must send after its leaf: `certificate` and further intermediates; without
             the root. Empty when the root itself signs.
         roots: DER of the roots of the trust domain; what clients trust.
-        generation: of `roots`, and `epoch`: of the root that signs. Both rise with a rotation (docs/adr/0014);
-            0 when nobody counts, as for a plugged-in CA.
-        not_after: the earliest end among `certificate` and `chain`.
+        generation: of `roots`, and `epoch`: of the root that signs. Both rise with a rotation
+            (docs/adr/0014); 0 when nobody counts, as for a plugged-in CA.
+        cross: the certificate of `chain` that leads to a former root; whoever trusts the present one can do
+            without.
+        not_after: the earliest end among `certificate` and `chain`, beside `cross`.
 
     Raises:
         IssueError: the certificate cannot sign leaves, or is not the key's.
@@ -71,6 +73,7 @@ class Issuer:
     roots: tuple[bytes, ...]
     generation: int = 0
     epoch: int = 0
+    cross: CertFields | None = None
     not_after: dt.datetime = field(init=False)
     ski: bytes = field(init=False)
     keys: frozenset[bytes] = field(init=False, repr=False)
@@ -87,7 +90,8 @@ class Issuer:
         # Without an identifier of its own (openssl makes such), the leaf's AKI comes from the key.
         ski = self.certificate.ski or key_identifier(public_key_bits(self.signer.public_key))
         own = (self.certificate, *self.chain)
-        object.__setattr__(self, "not_after", min(c.not_after for c in own))
+        needed = (c for c in own if self.cross is None or c.der != self.cross.der)
+        object.__setattr__(self, "not_after", min(c.not_after for c in needed))
         object.__setattr__(self, "ski", ski)
         roots = frozenset(_spki(der) for der in self.roots)
         object.__setattr__(self, "keys", roots | {c.spki for c in own})
