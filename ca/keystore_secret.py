@@ -191,6 +191,8 @@ class SecretKeyStore:
             KeyStoreError: CHANGED when another replica was faster: look again. Others: the keys cannot be
                 used.
             KubeError: no answer, in which case the step may have been taken or not; or not allowed.
+
+        The record follows at the next `reload`.
         """
         with self._mutex:
             state = apply(self.rotation, step, now, settings, forced=forced, request=request)
@@ -245,9 +247,9 @@ class SecretKeyStore:
                 self._check_roots(contents)
                 changed = self._take(contents)
                 self._note(secret)
-        self._record(now)
         if self._may_renew() and (self._retry_at is None or now >= self._retry_at):
             changed = self._renew(secret, now) or changed
+        self._record(now)
         return changed
 
     def _put_back(self, found: Mapping[str, Any], what: str) -> Mapping[str, Any]:
