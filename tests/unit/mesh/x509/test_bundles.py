@@ -13,7 +13,7 @@ roots = st.lists(st.binary(min_size=1, max_size=40), max_size=5)
 @given(roots, st.randoms())
 def test_order_and_repetition_do_not_matter(found: list[bytes], random: object) -> None:
     shuffled = found + found
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)  # type: ignore[attr-defined]  # a random.Random
     assert bundle_digest(shuffled) == bundle_digest(found)
 
 
