@@ -195,7 +195,8 @@ class SecretKeyStore:
         The record follows at the next `reload`.
         """
         with self._mutex:
-            state = apply(self.rotation, step, now, settings, forced=forced, request=request)
+            root = secret_record.digest(self.root.der)
+            state = apply(self.rotation, step, now, settings, forced=forced, request=request, root=root)
             return self._write_state(state, now, lambda f: stepped(self._place, self._config, f, step, now))
 
     def renumber(self, generation: int, epoch: int, now: dt.datetime) -> RotationState:
@@ -241,7 +242,7 @@ class SecretKeyStore:
             secret = self._put_back(secret, "was emptied")
         elif version(secret) != self._version:
             contents = read(self._place, self._config, decode(self._place, secret), now)
-            if _is_behind(contents.state, self.rotation):
+            if _is_behind(contents, self._contents):
                 secret = self._put_back(secret, "was replaced by an older copy")
             else:
                 self._check_roots(contents)
@@ -290,10 +291,10 @@ class SecretKeyStore:
         held, new = self._contents, contents
         same_roots = set(held.plain.roots) == set(new.plain.roots)
         same_signer = held.material.anchor.der == new.material.anchor.der
-        # A generation is one set of roots, an epoch one signing root.
+        # A generation is one set of roots, an epoch one signing root; neither falls.
         told_roots = same_roots or new.state.generation > held.state.generation
-        told_signer = same_signer or new.state.epoch > held.state.epoch
-        if told_roots and told_signer:
+        told_signer = same_signer or (new.state.epoch > held.state.epoch and _descends(new, held))
+        if told_roots and told_signer and _numbers(new) >= _numbers(held):
             return
         raise KeyStoreError(
             KeyStoreCode.ROOT_CHANGED,
@@ -347,8 +348,19 @@ def _facts(issuer: Issuer) -> tuple[object, ...]:
     return (issuer.certificate, issuer.chain, issuer.roots, issuer.generation, issuer.epoch)
 
 
-def _is_behind(new: RotationState, held: RotationState) -> bool:
-    return new.generation < held.generation or new.epoch < held.epoch
+def _numbers(contents: Contents) -> tuple[int, int]:
+    return contents.state.epoch, contents.state.generation
+
+
+def _is_behind(new: Contents, held: Contents) -> bool:
+    """True for an older copy of what is held; another authority's Secret is none."""
+    same = new.material.anchor.der == held.material.anchor.der
+    return _numbers(new) < _numbers(held) and (same or _descends(held, new))
+
+
+def _descends(later: Contents, earlier: Contents) -> bool:
+    """True when the root that signs in `earlier` is one that signed before the root in `later`."""
+    return secret_record.digest(earlier.material.anchor.der) in later.state.former
 
 
 def _is_due(certificate: CertFields | None, root: CertFields | None, now: dt.datetime) -> bool:

@@ -23,6 +23,8 @@ MIN_WITHIN: Final = dt.timedelta(seconds=1)
 MAX_WITHIN: Final = dt.timedelta(days=30)
 MAX_ID: Final = 128
 """Characters of the identifier of a request."""
+MAX_FORMER: Final = 16
+"""Former signing roots that are remembered."""
 _SHOWN: Final = 5  # names in a sentence
 _NONE: Final = AgentCounts()
 
@@ -94,6 +96,8 @@ class RotationState:
         taint_within: tainted: time from `since` over which renewals are spread.
         forced: steps of this rotation that were forced.
         handled: what was done for a person last.
+        former: SHA-256 of the roots that signed before, lower-case hexadecimal, newest first. By them whoever
+            has missed steps knows that it is the same authority.
     """
 
     phase: Phase = Phase.STABLE
@@ -104,6 +108,7 @@ class RotationState:
     taint_within: dt.timedelta | None = None
     forced: tuple[Step, ...] = ()
     handled: Handled | None = None
+    former: tuple[str, ...] = ()
 
     def renew_within(self, now: dt.datetime) -> dt.timedelta:
         """What is left of the time over which certificates of earlier epochs are renewed ahead of time.
@@ -357,10 +362,12 @@ def apply(
     *,
     forced: bool = False,
     request: Request | None = None,
+    root: str = "",
 ) -> RotationState:
     """The state after a step.
 
     Args:
+        root: SHA-256 of the root that signs before the step.
         forced: something was still waited for.
         request: whose step it is; None when it comes by itself.
 
@@ -387,6 +394,7 @@ def apply(
                 after,
                 phase=Phase.ACTIVE,
                 epoch=state.epoch + 1,
+                former=(root, *state.former)[:MAX_FORMER] if root else state.former,
                 retire_after=now + settings.leaf_lifetime + settings.margin,
             )
         case Step.TAINT:

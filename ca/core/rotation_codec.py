@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from ca.core.rotation import (
     INITIAL,
+    MAX_FORMER,
     MAX_ID,
     MAX_WITHIN,
     MIN_WITHIN,
@@ -47,10 +49,12 @@ _FIELDS: Final = frozenset(
         "taint_within_seconds",
         "forced",
         "handled",
+        "former",
     }
 )
 _HANDLED: Final = frozenset({"step", "id", "text", "at"})
 _MAX_TEXT: Final = 1000
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 
 def encode_state(state: RotationState) -> str:
@@ -66,6 +70,7 @@ def encode_state(state: RotationState) -> str:
         "retire_after": _format(state.retire_after),
         "taint_within_seconds": int(within.total_seconds()) if within is not None else None,
         "forced": [step.value for step in state.forced],
+        "former": list(state.former),
         "handled": None
         if handled is None
         else {
@@ -116,9 +121,11 @@ def _state(found: Mapping[str, Any]) -> RotationState:
         raise ValueError(f"unknown {unknown[0][:40]!r}")
     phase = Phase(found["phase"])
     within = found["taint_within_seconds"]
-    forced = found["forced"]
-    if not isinstance(forced, list):
-        raise TypeError("forced")
+    forced, former = found["forced"], found["former"]
+    if not isinstance(forced, list) or not isinstance(former, list):
+        raise TypeError("forced or former")
+    if len(former) > MAX_FORMER or not all(isinstance(f, str) and _DIGEST.fullmatch(f) for f in former):
+        raise ValueError("former")
     return RotationState(
         phase=phase,
         generation=_number(found["generation"]),
@@ -128,6 +135,7 @@ def _state(found: Mapping[str, Any]) -> RotationState:
         taint_within=dt.timedelta(seconds=_number(within)) if within is not None else None,
         forced=tuple(Step(step) for step in forced),
         handled=_handled(found["handled"]),
+        former=tuple(former),
     )
 
 

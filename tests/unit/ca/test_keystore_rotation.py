@@ -272,18 +272,36 @@ def test_an_emptied_secret_gets_everything_back(kube: FakeKube, phase: Phase) ->
     assert _open(kube).rotation == store.rotation
 
 
-@pytest.mark.parametrize("step", [Step.PREPARE, Step.ACTIVATE])
-def test_an_older_copy_is_replaced_by_what_runs(kube: FakeKube, step: Step) -> None:
-    """E.g. by a replica that put back what it had, and had not seen the newest step."""
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_an_older_copy_is_replaced_by_what_runs(kube: FakeKube, steps: int) -> None:
+    """E.g. by a replica that put back what it had, and had not seen the newest step; or a backup."""
     store = _open(kube)
-    _to(store, Phase.STABLE if step is Step.PREPARE else Phase.PREPARED)
     older = _secret(kube)
-    _step(store, step)
+    for step in (Step.PREPARE, Step.ACTIVATE, Step.TAINT, Step.RETIRE)[:steps]:
+        _step(store, step)
     newest = _secret(kube)["data"]
     kube.add({**older, "kind": "Secret", "metadata": {**older["metadata"], "resourceVersion": None}})
     result = store.reload(NOW)
     assert (result.error, result.changed) == (None, False)
     assert _secret(kube)["data"] == newest
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["fewer-steps", "more-steps"])
+def test_another_authority_is_never_taken_for_ones_own(kube: FakeKube, ahead: bool) -> None:
+    """Whatever its numbers are: nor is it overwritten, for somebody may have made a new root on purpose."""
+    with FakeKube() as elsewhere:
+        elsewhere.add({"kind": "Namespace", "metadata": {"name": "istio-system"}})
+        other = _open(elsewhere)
+        store = _open(kube)
+        for step in (Step.PREPARE, Step.ACTIVATE, Step.RETIRE):
+            _step(other if ahead else store, step)
+        held, foreign = store.issuer(NOW), _secret(elsewhere)
+        kube.add({**foreign, "kind": "Secret", "metadata": {**foreign["metadata"], "resourceVersion": None}})
+    result = store.reload(NOW)
+    assert result.error is not None
+    assert result.error.code is KeyStoreCode.ROOT_CHANGED
+    assert store.issuer(NOW) is held
+    assert _secret(kube)["data"] == foreign["data"]
 
 
 def test_numbers_can_be_raised(kube: FakeKube) -> None:

@@ -234,6 +234,15 @@ def test_what_the_steps_leave() -> None:
     assert forced.handled == Handled(step=Step.ACTIVATE, id="i", text="activate is done, by force", at=NOW)
 
 
+def test_former_roots_are_remembered() -> None:
+    state = INITIAL
+    for number in range(20):
+        state = apply(state, Step.PREPARE, NOW, SETTINGS, root="no")
+        state = apply(state, Step.ACTIVATE, NOW, SETTINGS, root=str(number))
+        state = apply(state, Step.RETIRE, NOW, SETTINGS, root="no")
+    assert state.former == tuple(str(n) for n in range(19, 3, -1))
+
+
 def test_time_that_is_left_for_renewals() -> None:
     assert ACTIVE.renew_within(NOW) == dt.timedelta(0)
     assert TAINTED.renew_within(NOW + HOUR / 2) == HOUR / 2
@@ -263,6 +272,7 @@ def states(draw: st.DrawFn) -> RotationState:
         taint_within=draw(within) if phase is Phase.TAINTED else None,
         forced=draw(st.lists(st.sampled_from(Step), max_size=5).map(tuple)),
         handled=draw(handled),
+        former=draw(st.lists(st.text("0123456789abcdef", min_size=64, max_size=64), max_size=16).map(tuple)),
     )
 
 
@@ -306,6 +316,9 @@ DONE = {"step": "taint", "id": "", "text": "", "at": "2030-01-01T00:00:00Z"}
         (_changed(since=1), "a time is text"),
         (_changed(taint_within_seconds=31 * 86400), "out of bounds"),
         (_changed(forced="x"), "TypeError forced"),
+        (_changed(former=["A" * 64]), "ValueError former"),
+        (_changed(former=["a" * 64] * 17), "ValueError former"),
+        (_changed(former=[1]), "ValueError former"),
         (_changed(forced=["jump"]), "not a valid Step"),
         (_changed(handled={}), "handled"),
         (_changed(handled=DONE | {"id": 1}), "handled"),
