@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from collections.abc import Sequence
 from typing import Final
 
 from cryptography import x509
@@ -41,6 +42,7 @@ from mesh.obs.health import Health
 from mesh.obs.metrics import show_process
 from mesh.spiffe import SpiffeId
 from mesh.x509 import pem
+from mesh.x509.certs import read_certificate
 
 CHECKS: Final = ("bundle", "grpc", "keys", "serving_certificate", "token_keys")
 CLUSTER_CHECKS: Final = ("pods", "published_roots", "rotation")
@@ -75,6 +77,15 @@ def token_policy(config: CaConfig, issuer: str) -> TokenPolicy:
         max_lifetime=config.token.max_lifetime,
         require_pod=config.token.require_pod,
     )
+
+
+def published(roots: Sequence[bytes]) -> list[str]:
+    """The roots as they are published, one PEM text each: oldest first, whichever of them signs.
+
+    So a change of the signing root alone is no write in every namespace.
+    """
+    found = sorted(map(read_certificate, roots), key=lambda root: (root.not_before, root.der))
+    return [pem.encode_certificate(root.der) for root in found]
 
 
 class Runtime:
@@ -117,7 +128,7 @@ class Runtime:
         )
         self.rotator = self._rotator()
         if self.cluster is not None and config.cluster.publish_roots:
-            self.cluster.publish(lambda: [pem.encode_certificate(root) for root in self.keystore.roots])
+            self.cluster.publish(lambda: published(self.keystore.roots))
         self.serving.renew(self._authority.issuer, now)
         self.tick(now, force=True)
         self.grpc = self._grpc_server()
