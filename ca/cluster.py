@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ca.audit import Audit
 from ca.authn import Caller, Method, Presented
 from ca.authn.claims import TokenPolicy
 from ca.authn.cluster_keys import ClusterKeys, issuer_of
@@ -25,10 +26,11 @@ from ca.distribute import (
     read_namespace,
     read_published,
 )
-from ca.keystore import KeyStoreConfig
+from ca.keystore import KeyStore, KeyStoreConfig
 from ca.keystore_secret import SecretKeyStore, SecretPlace
 from ca.metrics import CaMetrics
 from ca.pods import PODS, LivePods, PodFact, read_pod
+from ca.rotator import Counts, Rotator
 from ca.trust_bundle import TrustBundle
 from mesh.clock import Clock
 from mesh.kube.access import Access, from_kubeconfig, in_cluster
@@ -129,7 +131,8 @@ class Cluster:
         self._distributor: Distributor | None = None
         self._reflectors: dict[str, Reflector[Any]] = {}
         self._owner: tuple[float, Owner | None] | None = None
-        holder = f"{config.cluster.replica or socket.gethostname()}_{os.getpid()}"
+        self.name = config.cluster.replica or socket.gethostname()
+        holder = f"{self.name}_{os.getpid()}"
         lease = LeaseConfig(namespace=config.cluster.namespace, name=config.cluster.lease, holder=holder)
         self.elector = Elector(self.api, lease, clock=clock, monotonic=monotonic, changed=self._led)
         pods: Store[PodFact] = Store()
@@ -147,6 +150,21 @@ class Cluster:
         """The keys in the Secret; made when there never were any. Errors: see `SecretKeyStore.open`."""
         place = secret_place(self._config)
         return SecretKeyStore.open(self.api, place, config, now, may_renew=lambda: self.elector.leading)
+
+    def rotator(self, keystore: KeyStore | SecretKeyStore, counts: Counts, audit: Audit) -> Rotator:
+        """Drives the rotation of roots where this replica leads."""
+        return Rotator(
+            self.api,
+            secret_place(self._config),
+            keystore,
+            self._config.rotation.settings(self._config.issue.max_lifetime),
+            counts=counts,
+            unpublished=self.unpublished,
+            leading=lambda: self.elector.leading,
+            writer=self.name,
+            metrics=self._metrics,
+            audit=audit,
+        )
 
     def issuer(self) -> str:
         """The token issuer: the configured one, or what the API server says."""
@@ -240,6 +258,12 @@ class Cluster:
     def publish_problem(self) -> str:
         """Why the roots are not everywhere; empty when they are, or another replica does it."""
         return self._distributor.problem if self._distributor is not None and self.elector.leading else ""
+
+    def unpublished(self) -> tuple[str, ...] | None:
+        """Namespaces without the roots as they are now; None while that is not known."""
+        if self._distributor is None:
+            return ()
+        return tuple(self._distributor.missing()) if self._distributor.synced else None
 
     def refresh_gauges(self) -> None:
         """Bring gauges up to date before they are shown."""

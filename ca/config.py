@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from ca.config_cluster import DNS_LABEL, DNS_NAME, ClusterConfig, RotationConfig, parse_dns_name
 from ca.core.profile import Excess, Profile, SelfCheck
 from mesh import settings
 from mesh.errors import Category, Code, MeshError
@@ -20,16 +20,25 @@ from mesh.obs.logs import LEVELS
 from mesh.settings import setting
 from mesh.spiffe import TrustDomain
 
+__all__ = [
+    "Address",
+    "CaConfig",
+    "ClusterConfig",
+    "ConfigCode",
+    "ConfigError",
+    "RotationConfig",
+    "load",
+    "parse_account",
+    "parse_dns_name",
+    "parse_name",
+]
+
 ENV_PREFIX: Final = "GATEHOUSE_CA_"
 MAX_WORKERS: Final = 32
 _SECOND = dt.timedelta(seconds=1)
 _DAY = dt.timedelta(days=1)
-_DNS_NAME = re.compile(
-    r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
-)
-_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MAX_PORT = 65535
-MAX_DNS_NAMES: Final = 16
+MAXDNS_NAMES: Final = 16
 
 
 class ConfigCode(Code):
@@ -82,7 +91,7 @@ def parse_name(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
-        if not _DNS_NAME.fullmatch(text):
+        if not DNS_NAME.fullmatch(text):
             raise ValueError("allowed are DNS names in lower case and IP addresses") from None
         return text
 
@@ -272,19 +281,8 @@ def parse_account(text: str) -> str:
         ValueError: another form.
     """
     namespace, slash, name = text.partition("/")
-    if not slash or not _DNS_LABEL.fullmatch(namespace) or not _DNS_NAME.fullmatch(name):
+    if not slash or not DNS_LABEL.fullmatch(namespace) or not DNS_NAME.fullmatch(name):
         raise ValueError("a service account is written namespace/name, e.g. istio-system/gatehouse-injector")
-    return text
-
-
-def parse_dns_name(text: str) -> str:
-    """A DNS name in lower case, without wildcards.
-
-    Raises:
-        ValueError: another form.
-    """
-    if not _DNS_NAME.fullmatch(text):
-        raise ValueError("allowed are DNS names in lower case, without wildcards")
     return text
 
 
@@ -298,72 +296,8 @@ class ServingGrant:
     dns: tuple[str, ...] = setting("Exactly these names, all of them together.", parse=parse_dns_name)
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.dns) <= MAX_DNS_NAMES or len(set(self.dns)) != len(self.dns):
-            raise ValueError(f"dns must have 1 to {MAX_DNS_NAMES} names, each once")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterConfig:
-    """Work on Kubernetes."""
-
-    kubernetes: bool = setting(
-        "Keep the keys in a Secret, take token keys and live pods from the API server, publish the roots in"
-        " every namespace. Access comes from the pod, or from `kubeconfig`.",
-        default=False,
-    )
-    kubeconfig: Path | None = setting("Access from outside of the cluster.", default=None)
-    namespace: str = setting(
-        "Of the Secret, the Lease and the records.", default="istio-system", parse=parse_dns_name
-    )
-    replica: str = setting("Unique name of this replica; default is the host name.", default="")
-    secret: str = setting(
-        "Name of the Secret with the keys, and of the ConfigMap that records its root.",
-        default="gatehouse-ca",
-        parse=parse_dns_name,
-    )
-    lease: str = setting(
-        "Name of the Lease that the leader holds.", default="gatehouse-ca", parse=parse_dns_name
-    )
-    force_new_root: bool = setting(
-        "Make a new root although there are traces of an earlier one. Splits the mesh: for once, on purpose.",
-        default=False,
-    )
-    root_config_map: str = setting(
-        "Name of the ConfigMap with the roots in every namespace.",
-        default="istio-ca-root-cert",
-        parse=parse_dns_name,
-    )
-    publish_roots: bool = setting("Write that ConfigMap.", default=True)
-    publish_trust_bundle: bool = setting(
-        "Beside it the ClusterTrustBundle gatehouse.dev:ca:roots, where the API server serves that kind.",
-        default=True,
-    )
-    owner_cluster_role: str = setting(
-        "ClusterRole that owns the ConfigMaps, so that they go when it is deleted. None when empty.",
-        default="",
-    )
-    pod_wait: dt.timedelta = setting(
-        "How long a caller waits for a pod that the watch has not shown yet.",
-        default=2 * _SECOND,
-        minimum=0 * _SECOND,
-        maximum=10 * _SECOND,
-    )
-    token_review: bool = setting(
-        "Have the API server confirm each token too. Then nothing is issued to tokens while it is away.",
-        default=False,
-    )
-    token_review_rate: float = setting(
-        "Token reviews per second of one process in the long run; twice as many at once.",
-        default=100.0,
-        minimum=0.1,
-        maximum=10_000.0,
-    )
-    key_refresh: dt.timedelta = setting(
-        "How often the token keys of the API server are read. An unknown key has them read at once.",
-        default=300 * _SECOND,
-        minimum=10 * _SECOND,
-        maximum=_DAY,
-    )
+        if not 0 < len(self.dns) <= MAXDNS_NAMES or len(set(self.dns)) != len(self.dns):
+            raise ValueError(f"dns must have 1 to {MAXDNS_NAMES} names, each once")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -404,6 +338,9 @@ class CaConfig:
         default=(),
     )
     cluster: ClusterConfig = setting("Work on Kubernetes.", default_factory=ClusterConfig)
+    rotation: RotationConfig = setting(
+        "Rotation of a root of our own, on Kubernetes.", default_factory=RotationConfig
+    )
     workers: int = setting(
         "Processes. More than one share the ports by SO_REUSEPORT and need fixed port numbers.",
         default=1,

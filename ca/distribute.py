@@ -127,6 +127,11 @@ class Distributor:
         """Namespaces that should have the bundle."""
         return len(self._namespaces)
 
+    @property
+    def synced(self) -> bool:
+        """True once the namespaces and what they have are known."""
+        return self._namespaces.synced and self._published.synced
+
     def missing(self) -> list[str]:
         """Namespaces whose ConfigMap is not what it should be."""
         text = "".join(self._bundle())
@@ -137,7 +142,7 @@ class Distributor:
 
     def step(self) -> None:
         """One pass; does nothing unless this replica leads and has seen everything."""
-        if not (self._leading() and self._namespaces.synced and self._published.synced):
+        if not (self._leading() and self.synced):
             return
         text = "".join(self._bundle())
         problems: list[str] = []

@@ -148,6 +148,11 @@ class KeyStore:
         """The bundle, as DER."""
         return self._material.issuer.roots
 
+    @property
+    def root(self) -> CertFields:
+        """The root that the signing certificate leads to."""
+        return self._material.anchor
+
     def issuer(self, now: dt.datetime) -> Issuer:
         """The issuer to use now. A self-signed intermediate is renewed here when it is due.
 

@@ -49,6 +49,8 @@ class KeyStoreCode(Code):
     ROOT_CHANGED = "keystore_root_changed"
     TRUST_DOMAIN = "keystore_trust_domain"
     CLOCK = "keystore_clock"
+    ROTATION = "keystore_rotation"
+    CHANGED = "keystore_changed"
 
 
 class KeyStoreError(MeshError):

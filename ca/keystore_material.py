@@ -151,6 +151,25 @@ def check_material(
     return Material(issuer, chain[-1])
 
 
+def check_cross(cross: CertFields, root: CertFields, signers: Sequence[CertFields], path: Path | str) -> None:
+    """A certificate with a root's name and key, signed by another root.
+
+    Args:
+        root: whose name and key it must have.
+        signers: one of them must have signed it.
+
+    Raises:
+        KeyStoreError: it is something else.
+    """
+    fits = cross.ca and (cross.subject, cross.spki) == (root.subject, root.spki)
+    if not fits or not any(_signed_by(cross, signer) for signer in signers):
+        raise KeyStoreError(
+            KeyStoreCode.CHAIN,
+            f"{path} is not the root {_subject(root)} signed by another trusted root; restore the Secret as a"
+            " whole",
+        )
+
+
 def _check_authority(ca: CertFields, trust_domain: TrustDomain) -> None:
     try:
         check_authority(ca)

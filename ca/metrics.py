@@ -107,6 +107,39 @@ class CaMetrics(MetricSet):
         "Writes of the roots into namespaces: created, repaired or failed.",
         labels=("result",),
     )
+    rotation_steps = counter(
+        "gatehouse_ca_rotation_steps_total",
+        "Steps of rotations of roots that this process took as the leader, or did not: done, forced, refused,"
+        " conflict (another replica was faster), failed.",
+        labels=("step", "result"),
+    )
+    rotation_phase = gauge(
+        "gatehouse_ca_rotation_phase",
+        "1 for the phase of the rotation of roots as this process has read it, else 0; on Kubernetes only.",
+        labels=("phase",),
+    )
+    rotation_phase_age = gauge(
+        "gatehouse_ca_rotation_phase_seconds", "Time since that phase began; 0 before the first rotation."
+    )
+    bundle_generation = gauge(
+        "gatehouse_ca_bundle_generation",
+        "Number of the trust bundle, which rises with each change; 0 when nobody counts.",
+    )
+    issuer_epoch = gauge(
+        "gatehouse_ca_issuer_epoch",
+        "Number of the signing root, which rises with each rotation; 0 when nobody counts.",
+    )
+    agents_expected = gauge(
+        "gatehouse_ca_agents_expected", "Node agents that should report; 0 where this process does not lead."
+    )
+    agents_acked = gauge(
+        "gatehouse_ca_agents_acked",
+        "Node agents all of whose proxies have acknowledged the roots; 0 where this process does not lead.",
+    )
+    agents_outdated = gauge(
+        "gatehouse_ca_agents_outdated_workloads",
+        "Workloads with a certificate of a former root; 0 where this process does not lead.",
+    )
     namespaces = gauge("gatehouse_ca_root_namespaces", "Namespaces that should have the roots.")
     namespaces_wrong = gauge(
         "gatehouse_ca_root_wrong_namespaces", "Namespaces that do not have the roots as they are now."

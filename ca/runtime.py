@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from collections.abc import Sequence
 from typing import Final
 
 from cryptography import x509
@@ -31,6 +32,7 @@ from ca.limits import Limiter, Limits
 from ca.metrics import CaMetrics
 from ca.pool import RequestPool
 from ca.requests import KeyMemory
+from ca.rotator import Rotator, nobody
 from ca.service import IssuanceService
 from ca.serving import Serving
 from mesh.clock import Clock, SystemClock
@@ -40,9 +42,10 @@ from mesh.obs.health import Health
 from mesh.obs.metrics import show_process
 from mesh.spiffe import SpiffeId
 from mesh.x509 import pem
+from mesh.x509.certs import read_certificate
 
 CHECKS: Final = ("bundle", "grpc", "keys", "serving_certificate", "token_keys")
-CLUSTER_CHECKS: Final = ("pods", "published_roots")
+CLUSTER_CHECKS: Final = ("pods", "published_roots", "rotation")
 
 _log = logs.logger(__name__)
 
@@ -76,6 +79,15 @@ def token_policy(config: CaConfig, issuer: str) -> TokenPolicy:
     )
 
 
+def published(roots: Sequence[bytes]) -> list[str]:
+    """The roots as they are published, one PEM text each: oldest first, whichever of them signs.
+
+    So a change of the signing root alone is no write in every namespace.
+    """
+    found = sorted(map(read_certificate, roots), key=lambda root: (root.not_before, root.der))
+    return [pem.encode_certificate(root.der) for root in found]
+
+
 class Runtime:
     """Everything that a worker runs; made after the fork, because gRPC must not cross one.
 
@@ -101,6 +113,7 @@ class Runtime:
         self.serving = Serving(config.serving.names, config.serving.lifetime)
         self.bundle = PublishedBundle(config.trust_domain, config.state_dir)
         self.limiter = Limiter(_limits(config))
+        self.audit = Audit()
         self.service = IssuanceService(
             authenticator=Chain(self._authenticators()),
             limiter=self.limiter,
@@ -108,13 +121,14 @@ class Runtime:
             own_keys=lambda: frozenset({self.serving.current.spki}),
             keys=KeyMemory(config.issue.remembered_keys, allow_reuse=config.issue.allow_key_reuse),
             clusters=frozenset(config.token.clusters),
-            audit=Audit(),
+            audit=self.audit,
             metrics=self.metrics,
             issued=self.keystore.record_issued,
             grants=_grants(config),
         )
+        self.rotator = self._rotator()
         if self.cluster is not None and config.cluster.publish_roots:
-            self.cluster.publish(lambda: [pem.encode_certificate(root) for root in self.keystore.roots])
+            self.cluster.publish(lambda: published(self.keystore.roots))
         self.serving.renew(self._authority.issuer, now)
         self.tick(now, force=True)
         self.grpc = self._grpc_server()
@@ -198,6 +212,7 @@ class Runtime:
             force: read the files of the CA again even though nothing says that they have changed.
         """
         self._tick_keys(now, force=force)
+        self._tick_rotation(now)
         self._tick_token_keys(now)
         self._tick_serving(now)
         self._tick_bundle(now)
@@ -227,6 +242,17 @@ class Runtime:
             self._check("keys", "", error)
         else:
             self._check("keys", "", None)
+
+    def _tick_rotation(self, now: dt.datetime) -> None:
+        if self.rotator is None:
+            return
+        if self.rotator.tick(now):
+            self.metrics.reloads.labels(part="keys", result="changed").inc()
+            try:
+                self.authority()
+            except MeshError as e:
+                self._check("keys", "", e)
+        self._check("rotation", "", self.rotator.problem)
 
     def _tick_token_keys(self, now: dt.datetime) -> None:
         file = self.jwks
@@ -284,6 +310,8 @@ class Runtime:
         now, metrics = self.clock.now(), self.metrics
         issuer = self._authority.issuer
         root_ends = min(x509.load_der_x509_certificate(r).not_valid_after_utc for r in issuer.roots)
+        if issuer.epoch:  # the end of a former root, or of one that is not used yet, is nobody's trouble
+            root_ends = self.keystore.root.not_after
         metrics.root_expiry.set(root_ends.timestamp())
         metrics.root_left.set((root_ends - now).total_seconds())
         metrics.chain_expiry.set(issuer.not_after.timestamp())
@@ -300,6 +328,8 @@ class Runtime:
         metrics.ready.set(int(self.health.ready().ok))
         if self.cluster is not None:
             self.cluster.refresh_gauges()
+        if self.rotator is not None:
+            self.rotator.refresh_gauges(now)
 
     def _run(self) -> None:
         interval = self.config.reload_interval.total_seconds()
@@ -323,6 +353,11 @@ class Runtime:
             return KeyStore.open(config, now)
         ensure_dir(config.state_dir)  # the number of the bundle document is kept there
         return self.cluster.keystore(config, now)
+
+    def _rotator(self) -> Rotator | None:
+        if self.cluster is None:
+            return None
+        return self.cluster.rotator(self.keystore, nobody, self.audit)
 
     def _token_source(self) -> JwksFile | ClusterKeys:
         file = self.config.token.jwks_file

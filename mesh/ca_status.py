@@ -129,10 +129,11 @@ class Answer:
     """What became of the newest request of a person.
 
     Attributes:
+        step: None when what was asked for is none.
         code: empty when it was done, else why not.
     """
 
-    step: Step
+    step: Step | None
     id: str
     done: bool
     code: str
@@ -262,7 +263,7 @@ def _root(found: Mapping[str, Any]) -> RootView:
 
 def _answer(found: Mapping[str, Any]) -> Answer:
     return Answer(
-        step=Step(found["step"]),
+        step=Step(found["step"]) if found["step"] else None,
         id=str(found["id"]),
         done=found["done"] is True,
         code=str(found["code"]),

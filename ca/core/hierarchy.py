@@ -1,8 +1,12 @@
-"""The authority's own certificates: a self-signed root and an issuing intermediate.
+"""The authority's own certificates: roots, issuing intermediates, and a root signed by another.
 
 Source: X509-SVID 4 and 5 (rows X-20 to X-25), RFC 5280 4.2.1. Both carry the trust domain's SPIFFE ID,
 which has no path; the intermediate has path length 0, so it signs leaves only; the root's is absent, so
 that the hierarchy can grow.
+
+The cross certificate has the name, the key and the key identifier of the next root, and the current root as
+its issuer. A peer that trusts the current root only finds its way through it; one that trusts the next root
+needs it not, and its verifier may ignore it.
 """
 
 from __future__ import annotations
@@ -71,6 +75,32 @@ def make_intermediate(
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.AuthorityKeyIdentifier(parent_ski, None, None), critical=False)
     )
+    return builder.sign(parent.key, _digest(parent.key)).public_bytes(Encoding.DER)
+
+
+def make_cross(root: x509.Certificate, parent: Parent, now: dt.datetime) -> bytes:
+    """Another root's name and key, signed by `parent`, as DER. It ends with the first of the two.
+
+    Args:
+        root: self-signed, made by `make_root`; its key is not needed.
+        now: the certificate starts `CA_BACKDATE` before it, and not before either of the two.
+    """
+    own = parent.certificate
+    starts = (now.replace(microsecond=0) - CA_BACKDATE, root.not_valid_before_utc, own.not_valid_before_utc)
+    parent_ski = own.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(root.subject)
+        .issuer_name(own.subject)
+        .public_key(root.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(max(starts))
+        .not_valid_after(min(root.not_valid_after_utc, own.not_valid_after_utc))
+        .add_extension(x509.AuthorityKeyIdentifier(parent_ski, None, None), critical=False)
+    )
+    for extension in root.extensions:
+        if not isinstance(extension.value, x509.AuthorityKeyIdentifier):
+            builder = builder.add_extension(extension.value, critical=extension.critical)
     return builder.sign(parent.key, _digest(parent.key)).public_bytes(Encoding.DER)
 
 

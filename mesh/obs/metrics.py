@@ -52,7 +52,9 @@ _SCALED = frozenset(
         "percent",
     }
 )
-_STATES = ("info", "ready", "up", "connected")  # gauges of 0 or 1
+_STATES = ("info", "ready", "up", "connected", "phase")  # gauges of 0 or 1
+_NUMBERS = ("generation", "epoch")  # gauges that only rise, and name what is in force
+_COUNTED = ("expected", "acked")  # of the plural noun in front of it
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 
@@ -181,6 +183,12 @@ def _doc(name: str, kind: str, help_text: str, labels: Sequence[str]) -> MetricD
     return MetricDoc(name, kind, help_text, tuple(labels), unit)
 
 
+def _is_gauge(words: list[str]) -> bool:
+    if words[-1] in _COUNTED:
+        return words[-2].endswith("s")
+    return words[-1] in (*UNITS, *_STATES, *_NUMBERS) or words[-1].endswith("s")
+
+
 def _problems(name: str, kind: str, help_text: str, labels: Sequence[str]) -> list[str]:
     words = name.split("_")
     problems = []
@@ -192,9 +200,10 @@ def _problems(name: str, kind: str, help_text: str, labels: Sequence[str]) -> li
         problems.append("a counter, and nothing else, ends in _total")
     if kind == "histogram" and words[-1] not in UNITS:
         problems.append(f"must end in a unit: {', '.join(UNITS)}")
-    if kind == "gauge" and words[-1] not in (*UNITS, *_STATES) and not words[-1].endswith("s"):
+    if kind == "gauge" and not _is_gauge(words):
         problems.append(
-            f"must end in a unit ({', '.join(UNITS)}), a state ({', '.join(_STATES)}) or a plural"
+            f"must end in a unit ({', '.join(UNITS)}), a state ({', '.join(_STATES)}), a number"
+            f" ({', '.join(_NUMBERS)}) or a plural"
         )
     if not help_text.endswith("."):
         problems.append("the help text must be a sentence")

@@ -203,6 +203,10 @@ def test_what_is_asked_of_the_api_server(kube: FakeKube, tmp_path: Path) -> None
     everywhere = {(g, r, v) for n, g, r, v in asked if r in {"pods", "namespaces", "tokenreviews"}}
     everywhere |= {(g, r, v) for n, g, r, v in asked if r in {"clusterroles", "configmaps"}}
     own = {(g, r, v) for n, g, r, v in asked if n == NAMESPACE and r in {"secrets", "leases"}}
+    assert {n for n, g, r, v in asked if (r, v) == ("configmaps", "update")} == {NAMESPACE}, (
+        "what is said there"
+    )
+    everywhere -= {("", "configmaps", "update")}
     assert everywhere <= {
         ("", "pods", "list"),
         ("", "pods", "watch"),
