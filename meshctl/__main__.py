@@ -1,4 +1,4 @@
-"""Command line for people who run Gatehouse: `meshctl inject|uninject|explain|check|identity|version`.
+"""Command line for people who run Gatehouse: `meshctl inject|uninject|explain|check|identity|ca|version`.
 
 Nothing heavy is imported before the command is known: `--help` answers like a shell command.
 """
@@ -15,7 +15,7 @@ EXIT_CODES = """\
 exit codes:
   0  all good
   1  something is wrong: check found errors, inject refused an object, explain says that the
-     pod would not get a sidecar, identity found no valid certificate
+     pod would not get a sidecar, identity found no valid certificate, the authority refused a step
   2  the arguments, a file or the configuration are wrong, or what was named does not exist
   3  the cluster or the node agent does not answer, or does not allow the question
 """
@@ -27,6 +27,7 @@ first steps:
   meshctl check                              is everything as it should be? what is to be done?
   meshctl explain inject -n shop deploy/web  would it get a sidecar, and by which rule?
   meshctl identity -n shop web-5d9c7b9c4-x2  who is this pod, and until when?
+  meshctl ca status                          which roots are trusted, and what comes next?
 
 {EXIT_CODES}
 Answers go to standard output, remarks to standard error; `-o json` has the same answers for
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_check(commands)
     _add_identity(commands)
+    _add_ca(commands)
     _add_version(commands)
     return parser
 
@@ -213,6 +215,65 @@ pods/proxy in the namespace of Gatehouse. Private keys never leave the agent.
     _namespace(identity, "namespace of the pod")
     _output(identity, "table", "json")
     _access(identity)
+
+
+def _add_ca(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "the authority's roots: which are trusted, and the steps to replace them"
+    steps = _command(
+        commands,
+        "ca",
+        text,
+        """\
+the order of a rotation, of which no request of a workload notices anything:
+  meshctl ca prepare     make the next root, and have everybody trust it beside the current one
+  (by itself)            when every node agent has acknowledged it and the hold time is over, it signs;
+                         meshctl ca activate asks for that where steps are not automatic
+  meshctl ca taint       renew certificates of the former root now, e.g. because its key has leaked
+  (by itself)            when the last certificate of the former root has ended, it goes;
+                         meshctl ca retire asks for that
+  meshctl ca abort       instead of activate: forget the next root. After activate there is no way back.
+  meshctl ca status      where it stands, who is waited for, what comes next
+
+docs/rotation.md is the runbook, also for a key that has leaked.
+""",
+    ).add_subparsers(dest="step", required=True, metavar="STEP")
+    status = _command(steps, "status", "where the rotation stands, who is waited for, what comes next", "")
+    _output(status, "text", "json")
+    _access(status)
+    for name, said in _STEPS.items():
+        step = _command(steps, name, said, "")
+        if name == "taint":
+            step.add_argument(
+                "--within",
+                default="1h",
+                metavar="TIME",
+                help="spread the renewals over this time, 1s to 30d (default 1h)",
+            )
+        if name in {"activate", "retire"}:
+            step.add_argument(
+                "--force", action="store_true", help="do not wait for what the step would wait for"
+            )
+            step.add_argument(
+                "--yes", action="store_true", help="with --force: do not ask whether it is meant"
+            )
+        step.add_argument(
+            "--wait",
+            type=float,
+            default=60.0,
+            metavar="SECONDS",
+            help="for the authority's answer (default 60); 0 = do not wait",
+        )
+        _output(step, "text", "json")
+        _access(step)
+
+
+_STEPS = {
+    "prepare": "make the next root, and have everybody trust it beside the current one",
+    "activate": "let the next root sign",
+    "taint": "renew certificates of the former root ahead of time",
+    "retire": "stop to trust the former root",
+    "abort": "forget the next root, before it signs",
+}
 
 
 def _add_version(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from meshctl.checks import control, policies, workloads
 from meshctl.checks.before import BEFORE, api_version, nodes, other_meshes
+from meshctl.checks.rotation import rotation
 from meshctl.checks.rows import Check, Row, Status, View, fail, run_check
 from meshctl.cluster import connect, find_installation
 from meshctl.exits import EXIT_OK, EXIT_PROBLEM
@@ -21,6 +22,7 @@ AFTER: Final[Mapping[str, Mapping[str, Check]]] = {
         "installed": control.installed,
         "deployments": control.deployments,
         "roots": control.roots,
+        "rotation": rotation,
     },
     "webhook": {
         "ca-bundle": control.ca_bundle,

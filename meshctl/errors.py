@@ -15,6 +15,9 @@ class CtlCode(Code):
     SETTINGS = "ctl_settings"
     AGENT = "ctl_agent"
     AGENT_ANSWER = "ctl_agent_answer"
+    NO_STATUS = "ctl_no_status"
+    PLUGGED = "ctl_plugged"
+    UNANSWERED = "ctl_unanswered"
 
 
 class CtlError(MeshError):

@@ -17,7 +17,7 @@ from meshctl.cluster import Cluster, connect
 from meshctl.errors import CtlCode, CtlError, bad_argument, not_found
 from meshctl.exits import EXIT_OK, EXIT_PROBLEM
 from meshctl.sidecars import status_of
-from meshctl.terminal import Colour, Screen, wrapped
+from meshctl.terminal import Colour, Screen, span, wrapped
 
 _GOOD: Final = frozenset({"valid", "endangered"})
 _COLOURS: Final = {
@@ -206,20 +206,6 @@ def _certificate(certificate: CertFields) -> Mapping[str, Any]:
         "key": certificate.key.name,
         "ca": bool(certificate.ca),
     }
-
-
-def span(length: dt.timedelta) -> str:
-    """`23h52m`, `4m07s`, `9d3h`, `-12s`."""
-    seconds = int(length.total_seconds())
-    sign, seconds = ("-", -seconds) if seconds < 0 else ("", seconds)
-    days, rest = divmod(seconds, 86400)
-    hours, rest = divmod(rest, 3600)
-    minutes, seconds = divmod(rest, 60)
-    if days:
-        return f"{sign}{days}d{hours}h"
-    if hours:
-        return f"{sign}{hours}h{minutes:02}m"
-    return f"{sign}{minutes}m{seconds:02}s" if minutes else f"{sign}{seconds}s"
 
 
 def _stamp(at: dt.datetime) -> str:

@@ -17,6 +17,7 @@ _COMMANDS: Final = {
     "uninject": ("meshctl.inject", "run_uninject"),
     "explain": ("meshctl.explain", "run_explain"),
     "check": ("meshctl.check", "run_check_command"),
+    "ca": ("meshctl.ca", "run_ca"),
     "identity": ("meshctl.identity", "run_identity"),
     "version": ("meshctl.version", "run_version"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import textwrap
@@ -85,6 +86,20 @@ def wrapped(text: str, *, first: str, rest: str, width: int = MAX_WIDTH) -> str:
 def counted(counts: Iterable[tuple[int, str]]) -> str:
     """`2 injected, 1 left alone`, without what is zero."""
     return ", ".join(f"{count} {name}" for count, name in counts if count) or "nothing"
+
+
+def span(length: dt.timedelta) -> str:
+    """`23h52m`, `4m07s`, `9d3h`, `-12s`."""
+    seconds = int(length.total_seconds())
+    sign, seconds = ("-", -seconds) if seconds < 0 else ("", seconds)
+    days, rest = divmod(seconds, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, seconds = divmod(rest, 60)
+    if days:
+        return f"{sign}{days}d{hours}h"
+    if hours:
+        return f"{sign}{hours}h{minutes:02}m"
+    return f"{sign}{minutes}m{seconds:02}s" if minutes else f"{sign}{seconds}s"
 
 
 def _paint(text: str, colour: Colour | None) -> str:

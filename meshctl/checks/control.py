@@ -129,11 +129,11 @@ def _lifetime(view: View, text: str) -> Iterator[Row]:
     day = last.strftime("%Y-%m-%d")
     if left <= dt.timedelta(0):
         yield fail(
-            "root-lifetime", f"the root ended on {day}: no certificate is valid", "docs/ca.md, root rotation"
+            "root-lifetime", f"the root ended on {day}: no certificate is valid", "meshctl ca status; docs/rotation.md"
         )
     elif left < _SOON:
         yield warn(
-            "root-lifetime", f"the root ends on {day}, in {left.days} days", "docs/ca.md, root rotation"
+            "root-lifetime", f"the root ends on {day}, in {left.days} days", "meshctl ca status; docs/rotation.md"
         )
     else:
         yield ok("root-lifetime", f"the root is valid until {day}")

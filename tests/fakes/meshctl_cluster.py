@@ -21,6 +21,7 @@ from injector.core.patch import apply_patch
 from injector.core.policies import decide_policy
 from injector.core.settings import InjectorSettings
 from meshctl.cluster import load_config
+from tests.fakes.ca_status import status_map
 from tests.fakes.kube_answers import Request
 from tests.fakes.kube_api import FakeKube
 from tests.fakes.kube_store import Resource
@@ -277,6 +278,7 @@ def install(kube: FakeKube) -> None:
             "data": {"injector.yaml": CONFIG},
         }
     )
+    kube.add(status_map(NAMESPACE))
     for name, replicas in (("ca", 2), ("injector", 2), ("upkeep", 1)):
         kube.add(deployment(name, replicas, replicas))
     for name in ("node1", "node2"):

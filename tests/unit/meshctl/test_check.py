@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mesh.ca_status import Phase, Step, Waiting
 from meshctl.check import AFTER
 from meshctl.checks.before import BEFORE
+from tests.fakes.ca_status import status_map
 from tests.fakes.kube_api import FakeKube
 from tests.fakes.meshctl_check import check, rows
 from tests.fakes.meshctl_cli import golden_script
@@ -207,6 +210,27 @@ CASES: list[tuple[str, Change, str, str, str]] = [
         "root-lifetime",
         "fail",
         "ended on 2021-12-31",
+    ),
+    (
+        "no-status",
+        lambda k: k.remove("ConfigMap", "gatehouse-ca", NAMESPACE),
+        "rotation",
+        "warn",
+        "has no status.json",
+    ),
+    (
+        "rotation-held-up",
+        lambda k: k.add(
+            status_map(
+                phase=Phase.PREPARED,
+                next_step=Step.ACTIVATE,
+                next_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+                waiting=(Waiting(code="rotation_agents", text="1 of 2 node agents has not acknowledged"),),
+            )
+        ),
+        "rotation",
+        "warn",
+        "activate could be since 2026-01-01T00:00:00Z and waits",
     ),
     ("root-garbage", lambda k: k.add(root_map(NAMESPACE, "x")), "root-lifetime", "fail", "cannot be read"),
     (
