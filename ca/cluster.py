@@ -157,7 +157,7 @@ class Cluster:
             self.api,
             secret_place(self._config),
             keystore,
-            self._config.rotation.settings(self._config.issue.max_lifetime),
+            self._config.rotation.settings(self._config.issue.max_lifetime, self._config.reload_interval),
             counts=counts,
             unpublished=self.unpublished,
             leading=lambda: self.elector.leading,

@@ -105,7 +105,8 @@ class RotationConfig:
     )
     hold: dt.timedelta = setting(
         "From the publishing of the next root to its use at least, whatever is acknowledged before:"
-        " everything that reads the roots and does not say so gets this time.",
+        " everything that reads the roots and does not say so gets this time. At least two"
+        " reload_intervals: until then replicas may hand out the roots of before.",
         default=3600 * _SECOND,
         minimum=_SECOND,
         maximum=30 * _DAY,
@@ -118,18 +119,24 @@ class RotationConfig:
     )
     margin: dt.timedelta = setting(
         "How much longer than issue.max_lifetime a former root is trusted: for clocks that differ, and"
-        " replicas that learn late that another root signs.",
+        " replicas that learn late that another root signs. At least two reload_intervals.",
         default=600 * _SECOND,
         minimum=0 * _SECOND,
         maximum=7 * _DAY,
     )
 
-    def settings(self, leaf_lifetime: dt.timedelta) -> RotationSettings:
-        """For the state machine; `leaf_lifetime` is the longest of any leaf."""
+    def settings(self, leaf_lifetime: dt.timedelta, reload_interval: dt.timedelta) -> RotationSettings:
+        """For the state machine.
+
+        Args:
+            leaf_lifetime: the longest of any leaf.
+            reload_interval: between two looks of a replica at the Secret.
+        """
+        least = 2 * reload_interval
         return RotationSettings(
             automatic=self.automatic,
-            hold=self.hold,
+            hold=max(self.hold, least),
             prepare_before=self.prepare_before,
             leaf_lifetime=leaf_lifetime,
-            margin=self.margin,
+            margin=max(self.margin, least),
         )

@@ -117,6 +117,17 @@ def test_bad_serving_names(text: str) -> None:
         parse_name(text)
 
 
+def test_a_rotation_waits_until_every_replica_has_looked(tmp_path: Path) -> None:
+    config = load(tmp_path, rotation__hold="1s", rotation__margin="0s", reload_interval="5s")
+    found = config.rotation.settings(config.issue.max_lifetime, config.reload_interval)
+    assert found.hold == found.margin == dt.timedelta(seconds=10)
+    config = load(tmp_path)
+    found = config.rotation.settings(config.issue.max_lifetime, config.reload_interval)
+    assert (found.hold, found.margin) == (dt.timedelta(hours=1), dt.timedelta(minutes=10))
+    assert found.leaf_lifetime == dt.timedelta(hours=48)
+    assert found.automatic
+
+
 def test_the_document_lists_everything() -> None:
     wanted = [row.path for row in describe_settings(CaConfig)]
     wanted += [code.value for code in (*AuthnCode, *LimitCode, *RequestCode)]

@@ -330,6 +330,7 @@ def _other_root(kube: FakeKube) -> str:
         (Phase.PREPARED, {"next-ca-key.pem": None}, KeyStoreCode.INCOMPLETE, "has no next-ca-key.pem"),
         (Phase.PREPARED, {"next-ca-key.pem": key_pem(new_key())}, KeyStoreCode.KEY_MISMATCH, "not the one"),
         (Phase.PREPARED, {"next-root-key.pem": key_pem(new_key())}, KeyStoreCode.KEY_MISMATCH, "not the one"),
+        (Phase.PREPARED, {"root-cert.pem": "first"}, KeyStoreCode.CHAIN, "is not among the trusted roots"),
         (Phase.PREPARED, {"next-root-cert.pem": "other"}, KeyStoreCode.CHAIN, "is not the root"),
         (Phase.PREPARED, {"cross-cert.pem": "other"}, KeyStoreCode.CHAIN, "signed by another trusted root"),
         (Phase.PREPARED, {"root-cert.pem": "+"}, KeyStoreCode.ROOT_CHANGED, "another root"),
@@ -348,6 +349,7 @@ def test_what_a_rotation_does_not_do_is_not_taken_over(
     made = {
         "+": roots + _other_root(kube),
         "other": _other_root(kube),
+        "first": pem.encode_certificates(pem.decode_certificates(roots)[:1]),
         "reversed": pem.encode_certificates(reversed(pem.decode_certificates(roots))),
     }
     _write(kube, {name: made.get(text or "", text) for name, text in changes.items()})
