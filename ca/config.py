@@ -348,6 +348,9 @@ class ClusterConfig:
         minimum=0 * _SECOND,
         maximum=10 * _SECOND,
     )
+    agents: str = setting(
+        "Account of the node agents, namespace/name.", default="", parse=lambda t: t and parse_account(t)
+    )
     token_review: bool = setting(
         "Have the API server confirm each token too. Then nothing is issued to tokens while it is away.",
         default=False,
@@ -491,7 +494,7 @@ def _check_alone(config: CaConfig) -> None:
             ConfigCode.CONFLICT,
             "token.issuer and token.jwks_file must be given, unless cluster.kubernetes is true",
         )
-    if config.cluster.token_review or config.cluster.kubeconfig is not None:
+    if config.cluster.token_review or config.cluster.kubeconfig is not None or config.cluster.agents:
         raise ConfigError(
-            ConfigCode.CONFLICT, "cluster.token_review and cluster.kubeconfig need cluster.kubernetes: true"
+            ConfigCode.CONFLICT, "cluster.token_review, kubeconfig and agents need cluster.kubernetes: true"
         )

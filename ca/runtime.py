@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from cryptography import x509
@@ -22,7 +23,9 @@ from ca.cluster import Cluster
 from ca.config import CaConfig, ConfigCode, ConfigError
 from ca.core.authority import Authority
 from ca.core.bundle import BundleError
-from ca.grpc_server import CertificateHandler, GrpcServer, ServerOptions, TransportCode, TransportError, Watch
+from ca.grpc_calls import Calls
+from ca.grpc_server import CertificateHandler, GrpcServer, ServerOptions, TransportCode, TransportError
+from ca.grpc_watch import Watch
 from ca.http_server import PlainServer, create_app
 from ca.keystore import KeyStore, KeyStoreConfig, KeyStoreError
 from ca.keystore_files import ensure_dir
@@ -33,6 +36,8 @@ from ca.pool import RequestPool
 from ca.requests import KeyMemory
 from ca.service import IssuanceService
 from ca.serving import Serving
+from ca.trust_handler import TrustHandler
+from ca.trust_service import TrustService
 from mesh.clock import Clock, SystemClock
 from mesh.errors import Category, MeshError
 from mesh.obs import logs
@@ -42,7 +47,7 @@ from mesh.spiffe import SpiffeId
 from mesh.x509 import pem
 
 CHECKS: Final = ("bundle", "grpc", "keys", "serving_certificate", "token_keys")
-CLUSTER_CHECKS: Final = ("pods", "published_roots")
+CLUSTER_CHECKS: Final = ("agents", "pods", "published_roots")
 
 _log = logs.logger(__name__)
 
@@ -113,6 +118,9 @@ class Runtime:
             issued=self.keystore.record_issued,
             grants=_grants(config),
         )
+        self.renew_within: Callable[[], int] = lambda: 0
+        """Seconds over which agents are to renew certificates of former roots now; 0 = when they are due."""
+        self.trust = self._trust_service()
         if self.cluster is not None and config.cluster.publish_roots:
             self.cluster.publish(lambda: [pem.encode_certificate(root) for root in self.keystore.roots])
         self.serving.renew(self._authority.issuer, now)
@@ -205,6 +213,9 @@ class Runtime:
             self._check("pods", *self.cluster.pods_state())
             behind = self.cluster.publish_problem()
             self._check("published_roots", "", RuntimeError(behind) if behind else None)
+            if self.config.cluster.agents:
+                self.cluster.agent_sharing.step(now)
+            self._check("agents", "", self.cluster.agent_sharing.problem)
 
     def _tick_keys(self, now: dt.datetime, *, force: bool) -> None:
         if force or self.config.ca_dir is not None or self.cluster is not None:
@@ -343,19 +354,36 @@ class Runtime:
             parts.append(CertificateAuthenticator(self.config.trust_domain, lambda: self.keystore.roots))
         return parts
 
+    def _trust_service(self) -> TrustService:
+        agents = self.config.cluster.agents
+        namespace, _, name = agents.partition("/")
+        domain = self.config.trust_domain
+        return TrustService(
+            agents=SpiffeId.for_service_account(domain, namespace, name) if agents else None,
+            authenticate=self.service.authenticate,
+            refuse=self.service.refuse,
+            issuer=lambda: self.authority().issuer,
+            book=self.cluster.agents if self.cluster is not None else None,
+            answered=self.metrics.syncs.inc,
+            renew_within=lambda: self.renew_within(),  # noqa: PLW0108 - who rotates sets it later
+            in_flight=max(1, self.config.limits.threads // 8),
+            callers=self.config.limits.callers,
+        )
+
     def _grpc_server(self) -> GrpcServer:
         config = self.config
         pool = RequestPool(config.limits.threads, name="grpc", faults=_log.exception)
         watch = Watch(config.limits.receive_wait, pool.relieve)
-        handler = CertificateHandler(
-            self.service,
+        calls = Calls(
             self.clock,
             watch=watch,
-            pool=pool,
+            waited=pool.waited,
             queue_wait=config.limits.queue_wait,
             observe_queue=self.metrics.queue.observe,
             certificates=config.listen.mtls is not None,
+            refuse=self.service.refuse,
         )
+        handlers = (CertificateHandler(self.service, calls), TrustHandler(self.trust, calls))
         options = ServerOptions(
             tokens=str(config.listen.grpc),
             mtls=str(config.listen.mtls) if config.listen.mtls is not None else None,
@@ -366,7 +394,7 @@ class Runtime:
             connection_age=config.limits.connection_age,
             drain=config.drain,
         )
-        return GrpcServer(handler, watch, pool, self.serving, options)
+        return GrpcServer(handlers, watch, pool, self.serving, options)
 
     def _plain_server(self) -> PlainServer | None:
         address = self.config.listen.plain
