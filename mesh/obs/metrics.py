@@ -52,7 +52,7 @@ _SCALED = frozenset(
         "percent",
     }
 )
-_STATES = ("info", "ready", "up", "connected")  # gauges of 0 or 1
+_STATES = ("info", "ready", "up", "connected", "generation")  # gauges of 0 or 1; a number that only rises
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 
