@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ca.agent_sharing import AgentSharing
+from ca.agents import AgentBook
 from ca.audit import Audit
 from ca.authn import Caller, Method, Presented
 from ca.authn.claims import TokenPolicy
@@ -142,6 +144,16 @@ class Cluster:
             failing=lambda: self._reflectors["pods"].problem is not None,
             monotonic=monotonic,
             patience=config.cluster.pod_wait,
+        )
+        self.agents = AgentBook(pods, config.cluster.agents)
+        """What node agents report, see docs/adr/0014."""
+        self.agent_sharing = AgentSharing(
+            self.api,
+            config.cluster.namespace,
+            holder,
+            self.agents,
+            leading=lambda: self.elector.leading,
+            monotonic=monotonic,
         )
 
     # --- what the authority asks for ---

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from ca.config_cluster import DNS_LABEL, DNS_NAME, ClusterConfig, RotationConfig, parse_dns_name
+from ca.config_cluster import DNS_NAME, ClusterConfig, RotationConfig, parse_account, parse_dns_name
 from ca.core.profile import Excess, Profile, SelfCheck
 from mesh import settings
 from mesh.errors import Category, Code, MeshError
@@ -38,7 +38,7 @@ MAX_WORKERS: Final = 32
 _SECOND = dt.timedelta(seconds=1)
 _DAY = dt.timedelta(days=1)
 _MAX_PORT = 65535
-MAXDNS_NAMES: Final = 16
+MAX_DNS_NAMES: Final = 16
 
 
 class ConfigCode(Code):
@@ -274,18 +274,6 @@ class ServingConfig:
     )
 
 
-def parse_account(text: str) -> str:
-    """`<namespace>/<service account>`.
-
-    Raises:
-        ValueError: another form.
-    """
-    namespace, slash, name = text.partition("/")
-    if not slash or not DNS_LABEL.fullmatch(namespace) or not DNS_NAME.fullmatch(name):
-        raise ValueError("a service account is written namespace/name, e.g. istio-system/gatehouse-injector")
-    return text
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingGrant:
     """DNS names that one identity may have in its certificate."""
@@ -296,8 +284,8 @@ class ServingGrant:
     dns: tuple[str, ...] = setting("Exactly these names, all of them together.", parse=parse_dns_name)
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.dns) <= MAXDNS_NAMES or len(set(self.dns)) != len(self.dns):
-            raise ValueError(f"dns must have 1 to {MAXDNS_NAMES} names, each once")
+        if not 0 < len(self.dns) <= MAX_DNS_NAMES or len(set(self.dns)) != len(self.dns):
+            raise ValueError(f"dns must have 1 to {MAX_DNS_NAMES} names, each once")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -428,7 +416,7 @@ def _check_alone(config: CaConfig) -> None:
             ConfigCode.CONFLICT,
             "token.issuer and token.jwks_file must be given, unless cluster.kubernetes is true",
         )
-    if config.cluster.token_review or config.cluster.kubeconfig is not None:
+    if config.cluster.token_review or config.cluster.kubeconfig is not None or config.cluster.agents:
         raise ConfigError(
-            ConfigCode.CONFLICT, "cluster.token_review and cluster.kubeconfig need cluster.kubernetes: true"
+            ConfigCode.CONFLICT, "cluster.token_review, kubeconfig and agents need cluster.kubernetes: true"
         )

@@ -30,6 +30,18 @@ def parse_dns_name(text: str) -> str:
     return text
 
 
+def parse_account(text: str) -> str:
+    """`<namespace>/<service account>`.
+
+    Raises:
+        ValueError: another form.
+    """
+    namespace, slash, name = text.partition("/")
+    if not slash or not DNS_LABEL.fullmatch(namespace) or not DNS_NAME.fullmatch(name):
+        raise ValueError("a service account is written namespace/name, e.g. istio-system/gatehouse-injector")
+    return text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
     """Work on Kubernetes."""
@@ -75,6 +87,12 @@ class ClusterConfig:
         default=2 * _SECOND,
         minimum=0 * _SECOND,
         maximum=10 * _SECOND,
+    )
+    agents: str = setting(
+        "Service account of the node agents, as namespace/name: it alone may use the Sync API, and its living"
+        " pods must acknowledge new roots. Nobody when empty.",
+        default="",
+        parse=lambda text: text and parse_account(text),
     )
     token_review: bool = setting(
         "Have the API server confirm each token too. Then nothing is issued to tokens while it is away.",

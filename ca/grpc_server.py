@@ -1,62 +1,44 @@
 """The CSR API over gRPC and TLS: `/istio.v1.auth.IstioCertificateService/CreateCertificate`.
 
 Two ports, because gRPC for Python cannot ask for a client certificate without requiring it: one for
-callers with a token, and an optional one that requires a certificate (a token may come along).
-
-A thread per request is the fastest way to serve here, but a thread that waits for a message that never
-comes is lost to everybody (F-29). So the method is served as if its request were a stream: the headers
-arrive first, the caller is authenticated and limited on them, and only then, and not for long, a thread
-waits for the message. A peer without a credential can hold no thread.
+callers with a token, and an optional one that requires a certificate (a token may come along). How a call
+is read and refused: `ca.grpc_calls`. The Sync API beside it: `ca.trust_handler`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
 
-from ca.authn import Presented
-from ca.limits import LimitCode, LimitError
+from ca.core.authority import Issuer
+from ca.grpc_calls import SERVER_TIME_KEY, Calls
+from ca.grpc_refusals import FAULT
+from ca.grpc_watch import Watch
 from ca.pool import RequestPool
-from ca.requests import CertificateRequest, RequestCode, RequestError, RequestHead
+from ca.requests import CertificateRequest, RequestCode, RequestError
 from ca.service import IssuanceService
 from ca.serving import ServingCertificate
 from mesh._proto import istio_ca_pb2
-from mesh.clock import Clock
 from mesh.errors import Category, Code, MeshError
 from mesh.obs import logs
 
 METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 MAX_MESSAGE_BYTES: Final = 64 << 10
 MAX_METADATA_BYTES: Final = 16 << 10
-SERVER_TIME_KEY: Final = "gatehouse-server-time-ms"
+GENERATION_KEY: Final = "gatehouse-bundle-generation"
+"""Trailer: generation of the bundle in the answer; left out when it is 0."""
+EPOCH_KEY: Final = "gatehouse-issuer-epoch"
+"""Trailer: epoch of the root that signed; left out when it is 0."""
 _HANDSHAKE_MS = 10_000
-_WATCH_SECONDS = 0.25
 
 _log = logs.logger(__name__)
-
-STATUS: Final = {
-    Category.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
-    Category.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
-    Category.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
-    Category.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    Category.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Category.FAILED_PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
-    Category.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    Category.INTERNAL: grpc.StatusCode.INTERNAL,
-}
-"""The one place where a category becomes a gRPC status."""
 
 
 class TransportCode(Code):
@@ -70,30 +52,11 @@ class TransportError(MeshError):
 
 
 class CertificateHandler(grpc.GenericRpcHandler):
-    """Turns calls into requests and results or refusals into answers.
+    """Turns calls into requests and results or refusals into answers."""
 
-    Args:
-        pool: runs the calls; it knows how long one stood in line.
-    """
-
-    def __init__(
-        self,
-        service: IssuanceService,
-        clock: Clock,
-        *,
-        watch: Watch,
-        pool: RequestPool,
-        queue_wait: dt.timedelta,
-        observe_queue: Callable[[float], None],
-        certificates: bool,
-    ) -> None:
+    def __init__(self, service: IssuanceService, calls: Calls) -> None:
         self._service = service
-        self._clock = clock
-        self._watch = watch
-        self._waited = pool.waited
-        self._queue_wait = queue_wait.total_seconds()
-        self._observe_queue = observe_queue
-        self._certificates = certificates
+        self._calls = calls
         self._handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(self._create)
 
     def service(
@@ -105,111 +68,30 @@ class CertificateHandler(grpc.GenericRpcHandler):
         return self._handler
 
     def _create(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        head = self._head(context)
+        calls = self._calls
+        head = calls.head(context)
         try:
-            self._check_wait(head, self._waited(), active=context.is_active())
-            issued = self._service.issue(head, partial(self._read, messages, context), self._clock.now())
+            calls.check_wait(head, context)
+            issued = self._service.issue(head, partial(self._read, messages, context), calls.clock.now())
         except MeshError as e:
-            self._abort(context, e)
+            calls.abort(context, e)
         except Exception:  # noqa: BLE001 - the edge: whatever it is, the caller gets INTERNAL
             _log.exception("issuing failed")
-            self._abort(context, _FAULT)
-        context.set_trailing_metadata(((SERVER_TIME_KEY, self._time()),))
+            calls.abort(context, FAULT)
+        context.set_trailing_metadata(((SERVER_TIME_KEY, calls.time()), *rotation_metadata(issued.issuer)))
         response = istio_ca_pb2.IstioCertificateResponse(cert_chain=issued.chain())
         return response.SerializeToString()
 
-    def _head(self, context: grpc.ServicerContext) -> RequestHead:
-        authorization: list[str] = []
-        clusters: list[str] = []
-        for name, value in context.invocation_metadata():
-            if name == "authorization":
-                authorization.append(str(value))
-            elif name == "clusterid":
-                clusters.append(str(value))
-        certificates = peer_certificates(context.auth_context()) if self._certificates else ()
-        return RequestHead(Presented(authorization, certificates), clusters, context.peer())
-
-    def _check_wait(self, head: RequestHead, waited: float, *, active: bool) -> None:
-        """No work for a caller that has given up, or will have."""
-        self._observe_queue(waited)
-        error: MeshError
-        if not active:
-            error = RequestError(RequestCode.GONE, "the call was cancelled", category=Category.UNAVAILABLE)
-        elif waited > self._queue_wait:
-            retry_after = dt.timedelta(seconds=self._queue_wait)
-            error = LimitError(LimitCode.QUEUE, "the authority is busy; try again later", retry_after)
-        else:
-            return
-        self._service.refuse(error, None, peer=head.peer)
-        raise error
-
     def _read(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> CertificateRequest:
-        with self._watch.guard(context.cancel):
-            try:
-                message = next(messages, None)
-            except grpc.RpcError as e:
-                raise RequestError(
-                    RequestCode.LATE,
-                    "the request did not arrive in time; send it with the call",
-                    category=Category.UNAVAILABLE,
-                    private="cancelled, or the message did not arrive in time",
-                ) from e
-        if message is None:
-            raise RequestError(RequestCode.MALFORMED, "the call ended without a request message")
-        return parse_request(message)
-
-    def _time(self) -> str:
-        return str(int(self._clock.now().timestamp() * 1000))
-
-    def _abort(self, context: grpc.ServicerContext, error: MeshError) -> NoReturn:
-        context.set_trailing_metadata(((SERVER_TIME_KEY, self._time()), *refusal_metadata(error)))
-        context.abort(STATUS[error.category], public_text(error))
+        return parse_request(self._calls.read(messages, context))
 
 
-_FAULT = RequestError(RequestCode.INTERNAL, "internal error; try again later", category=Category.INTERNAL)
-
-
-def peer_certificates(facts: Mapping[str, Any]) -> tuple[bytes, ...]:
-    """The client certificate chain, leaf first; empty on a port that asks for none.
-
-    gRPC gives the leaf by itself, and a chain that may or may not repeat it.
-    """
-    leaf = tuple(facts.get("x509_pem_cert", ()))
-    chain = b"".join(facts.get("x509_pem_cert_chain", ()))
-    for block in leaf:
-        chain = chain.replace(block, b"")
-    return (*leaf, chain) if chain.strip() else leaf
-
-
-def public_text(error: MeshError) -> str:
-    """What the caller is told: nothing about a fault of ours."""
-    return _FAULT.public if error.category is Category.INTERNAL else error.public
-
-
-def refusal_metadata(error: MeshError) -> tuple[tuple[str, str | bytes], ...]:
-    """Trailing metadata of a refusal: the reason code, and when to come back.
-
-    An unauthenticated caller learns no reason.
-    """
-    metadata: list[tuple[str, str | bytes]] = []
-    status = status_pb2.Status(code=STATUS[error.category].value[0], message=public_text(error))
-    if error.category not in {Category.UNAUTHENTICATED, Category.INTERNAL}:
-        _add(status, error_details_pb2.ErrorInfo(reason=str(error.code), domain="gatehouse.dev"))
-    if isinstance(error, LimitError):
-        delay = duration_pb2.Duration()
-        delay.FromTimedelta(error.retry_after)
-        _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
-        milliseconds = int(error.retry_after.total_seconds() * 1000)
-        metadata.append(("grpc-retry-pushback-ms", str(milliseconds)))
-    if status.details:
-        metadata.append(("grpc-status-details-bin", status.SerializeToString()))
-    return tuple(metadata)
-
-
-def _add(status: status_pb2.Status, detail: Any) -> None:
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    status.details.append(packed)
+def rotation_metadata(issuer: Issuer) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata that says which bundle and which root a certificate came with (docs/adr/0014)."""
+    if not (issuer.generation or issuer.epoch):
+        return ()
+    given = ((GENERATION_KEY, issuer.generation), (EPOCH_KEY, issuer.epoch))
+    return tuple((name, str(number)) for name, number in given if number)
 
 
 _NO_METADATA: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -248,69 +130,6 @@ def _plain(value: Any) -> Any:
             return {"...": "..."}
         case _:
             return None
-
-
-class Watch:
-    """Cancels calls that keep a thread waiting for too long; one thread watches all of them.
-
-    Args:
-        also: called with the time of `time.monotonic` a few times a second.
-    """
-
-    def __init__(self, limit: dt.timedelta, also: Callable[[float], None] = lambda _: None) -> None:
-        self._limit = limit.total_seconds()
-        self._also = also
-        self._waiting: dict[int, tuple[float, Callable[[], object]]] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="grpc-watch", daemon=True)
-
-    def start(self) -> None:
-        """Start watching."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop watching; calls that still wait are cancelled."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        self.sweep(float("inf"))
-
-    def guard(self, cancel: Callable[[], object]) -> AbstractContextManager[None]:
-        """Have `cancel` called unless the block ends in time."""
-        return _Guard(self._waiting, self._limit, cancel)
-
-    def sweep(self, now: float) -> None:
-        """Cancel what waits beyond its time."""
-        for deadline, cancel in list(self._waiting.values()):
-            if now >= deadline:
-                cancel()
-
-    def _run(self) -> None:
-        while not self._stop.wait(_WATCH_SECONDS):
-            now = time.monotonic()
-            self.sweep(now)
-            self._also(now)
-
-
-class _Guard:
-    """An entry among the calls that wait. A class and no generator: one is made for each request."""
-
-    __slots__ = ("_entry", "_waiting")
-
-    def __init__(
-        self,
-        waiting: dict[int, tuple[float, Callable[[], object]]],
-        limit: float,
-        cancel: Callable[[], object],
-    ) -> None:
-        self._waiting = waiting
-        self._entry = (time.monotonic() + limit, cancel)
-
-    def __enter__(self) -> None:
-        self._waiting[threading.get_ident()] = self._entry  # a thread waits for one message at a time
-
-    def __exit__(self, *_: object) -> None:
-        self._waiting.pop(threading.get_ident(), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,7 +191,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        handler: CertificateHandler,
+        handlers: Sequence[grpc.GenericRpcHandler],
         watch: Watch,
         pool: RequestPool,
         serving: CertificateSource,
@@ -383,7 +202,7 @@ class GrpcServer:
         self._pool = pool
         self._server = grpc.server(
             pool,  # type: ignore[arg-type] # it has what the server uses: submit
-            handlers=[handler],
+            handlers=list(handlers),
             options=options.channel_arguments(),
             maximum_concurrent_rpcs=options.queue + options.threads,
         )

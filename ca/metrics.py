@@ -102,6 +102,7 @@ class CaMetrics(MetricSet):
         "Token reviews: accepted, refused, failed, throttled, or answered from memory (cached, shared).",
         labels=("result",),
     )
+    syncs = counter("gatehouse_ca_trust_syncs_total", "Node agents that were told the trust bundle.")
     root_writes = counter(
         "gatehouse_ca_root_config_map_writes_total",
         "Writes of the roots into namespaces: created, repaired or failed.",

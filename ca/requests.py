@@ -11,9 +11,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
-from ca.authn import AuthnCode, AuthnError, Presented
+from ca.authn import AuthnCode, AuthnError, Caller, Presented
 from mesh.errors import Category, Code, MeshError
 from mesh.spiffe import SpiffeId, SpiffeIdError, TrustDomain
 
@@ -58,6 +58,14 @@ class RequestHead(NamedTuple):
     presented: Presented
     cluster_ids: Sequence[str] = ()
     peer: str = ""
+
+
+class Refuse(Protocol):
+    """Audits and counts a refusal, as `ca.service.IssuanceService.refuse` does."""
+
+    def __call__(self, error: MeshError, caller: Caller | None, *, peer: str) -> None:
+        """Called once for each refusal."""
+        ...
 
 
 class CertificateRequest(NamedTuple):

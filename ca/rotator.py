@@ -71,11 +71,6 @@ class _Seen:
     status: CaStatus | None
 
 
-def nobody(_digest: str, _generation: int, _epoch: int, _now: dt.datetime) -> AgentCounts:
-    """`Counts` of an installation without node agents that report: only the times are waited for."""
-    return AgentCounts()
-
-
 def rotation_of(keystore: KeyStore | SecretKeyStore) -> RotationState:
     """Where the rotation stands; phase `plugged` and the numbers 0 when the keys come from files."""
     return keystore.rotation if isinstance(keystore, SecretKeyStore) else _PLUGGED

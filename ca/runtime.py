@@ -23,7 +23,9 @@ from ca.cluster import Cluster
 from ca.config import CaConfig, ConfigCode, ConfigError
 from ca.core.authority import Authority
 from ca.core.bundle import BundleError
-from ca.grpc_server import CertificateHandler, GrpcServer, ServerOptions, TransportCode, TransportError, Watch
+from ca.grpc_calls import Calls
+from ca.grpc_server import CertificateHandler, GrpcServer, ServerOptions, TransportCode, TransportError
+from ca.grpc_watch import Watch
 from ca.http_server import PlainServer, create_app
 from ca.keystore import KeyStore, KeyStoreConfig, KeyStoreError
 from ca.keystore_files import ensure_dir
@@ -32,9 +34,11 @@ from ca.limits import Limiter, Limits
 from ca.metrics import CaMetrics
 from ca.pool import RequestPool
 from ca.requests import KeyMemory
-from ca.rotator import Rotator, nobody
+from ca.rotator import Rotator, rotation_of
 from ca.service import IssuanceService
 from ca.serving import Serving
+from ca.trust_handler import TrustHandler
+from ca.trust_service import TrustService
 from mesh.clock import Clock, SystemClock
 from mesh.errors import Category, MeshError
 from mesh.obs import logs
@@ -45,7 +49,7 @@ from mesh.x509 import pem
 from mesh.x509.certs import read_certificate
 
 CHECKS: Final = ("bundle", "grpc", "keys", "serving_certificate", "token_keys")
-CLUSTER_CHECKS: Final = ("pods", "published_roots", "rotation")
+CLUSTER_CHECKS: Final = ("agents", "pods", "published_roots", "rotation")
 
 _log = logs.logger(__name__)
 
@@ -127,6 +131,7 @@ class Runtime:
             grants=_grants(config),
         )
         self.rotator = self._rotator()
+        self.trust = self._trust_service()
         if self.cluster is not None and config.cluster.publish_roots:
             self.cluster.publish(lambda: published(self.keystore.roots))
         self.serving.renew(self._authority.issuer, now)
@@ -212,6 +217,7 @@ class Runtime:
             force: read the files of the CA again even though nothing says that they have changed.
         """
         self._tick_keys(now, force=force)
+        self._tick_agents(now)
         self._tick_rotation(now)
         self._tick_token_keys(now)
         self._tick_serving(now)
@@ -242,6 +248,13 @@ class Runtime:
             self._check("keys", "", error)
         else:
             self._check("keys", "", None)
+
+    def _tick_agents(self, now: dt.datetime) -> None:
+        """Before the rotation: it asks what agents have said."""
+        if self.cluster is not None:
+            if self.config.cluster.agents:
+                self.cluster.agent_sharing.step(now)
+            self._check("agents", "", self.cluster.agent_sharing.problem)
 
     def _tick_rotation(self, now: dt.datetime) -> None:
         if self.rotator is None:
@@ -357,7 +370,7 @@ class Runtime:
     def _rotator(self) -> Rotator | None:
         if self.cluster is None:
             return None
-        return self.cluster.rotator(self.keystore, nobody, self.audit)
+        return self.cluster.rotator(self.keystore, self.cluster.agents.counts, self.audit)
 
     def _token_source(self) -> JwksFile | ClusterKeys:
         file = self.config.token.jwks_file
@@ -378,19 +391,40 @@ class Runtime:
             parts.append(CertificateAuthenticator(self.config.trust_domain, lambda: self.keystore.roots))
         return parts
 
+    def _trust_service(self) -> TrustService:
+        agents = self.config.cluster.agents
+        namespace, _, name = agents.partition("/")
+        domain = self.config.trust_domain
+        return TrustService(
+            agents=SpiffeId.for_service_account(domain, namespace, name) if agents else None,
+            authenticate=self.service.authenticate,
+            refuse=self.service.refuse,
+            issuer=lambda: self.authority().issuer,
+            book=self.cluster.agents if self.cluster is not None else None,
+            answered=self.metrics.syncs.inc,
+            renew_within=self._renew_within,
+            in_flight=max(1, self.config.limits.threads // 8),
+            callers=self.config.limits.callers,
+        )
+
+    def _renew_within(self) -> int:
+        """Seconds over which agents are to renew certificates of former roots; 0 = when they are due."""
+        return int(rotation_of(self.keystore).renew_within(self.clock.now()).total_seconds())
+
     def _grpc_server(self) -> GrpcServer:
         config = self.config
         pool = RequestPool(config.limits.threads, name="grpc", faults=_log.exception)
         watch = Watch(config.limits.receive_wait, pool.relieve)
-        handler = CertificateHandler(
-            self.service,
+        calls = Calls(
             self.clock,
             watch=watch,
-            pool=pool,
+            waited=pool.waited,
             queue_wait=config.limits.queue_wait,
             observe_queue=self.metrics.queue.observe,
             certificates=config.listen.mtls is not None,
+            refuse=self.service.refuse,
         )
+        handlers = (CertificateHandler(self.service, calls), TrustHandler(self.trust, calls))
         options = ServerOptions(
             tokens=str(config.listen.grpc),
             mtls=str(config.listen.mtls) if config.listen.mtls is not None else None,
@@ -401,7 +435,7 @@ class Runtime:
             connection_age=config.limits.connection_age,
             drain=config.drain,
         )
-        return GrpcServer(handler, watch, pool, self.serving, options)
+        return GrpcServer(handlers, watch, pool, self.serving, options)
 
     def _plain_server(self) -> PlainServer | None:
         address = self.config.listen.plain

@@ -17,7 +17,7 @@ from ca.audit import Audit
 from ca.authn import HOSTILE as HOSTILE_CREDENTIALS
 from ca.authn import AuthnError, Caller, Method, Presented
 from ca.core import csr
-from ca.core.authority import Authority, IssueCode, IssuedSvid
+from ca.core.authority import Authority, IssueCode, IssuedSvid, Issuer
 from ca.core.csr import HOSTILE as HOSTILE_CSRS
 from ca.core.csr import CsrError
 from ca.core.lint import LintCode
@@ -52,10 +52,11 @@ class Authenticate(Protocol):
 
 
 class Issued(NamedTuple):
-    """A certificate and whom it is for."""
+    """A certificate, whom it is for, and who really signed it."""
 
     svid: IssuedSvid
     caller: Caller
+    issuer: Issuer
 
     def chain(self) -> tuple[str, ...]:
         """Leaf, intermediates one by one, and the whole root bundle as the last element.
@@ -127,7 +128,7 @@ class IssuanceService:
         caller: Caller | None = None
         self._metrics.requests.inc()
         try:
-            caller = self._authenticate(head, now)
+            caller = self.authenticate(head, now)
             issued = self._issue(caller, head, read, now)
             outcome = "issued"
         except MeshError as e:
@@ -165,7 +166,12 @@ class IssuanceService:
         facts = caller.facts() if caller is not None else {}
         self._audit.refused(error, hostile=hostile, who={**facts, "peer": peer})
 
-    def _authenticate(self, head: RequestHead, now: dt.datetime) -> Caller:
+    def authenticate(self, head: RequestHead, now: dt.datetime) -> Caller:
+        """Who is asking; counted.
+
+        Raises:
+            AuthnError: nobody that is known, or from a cluster that is not.
+        """
         caller = self._authenticator.authenticate(head.presented, now)
         check_cluster(head.cluster_ids, self._clusters)
         self._authenticated[caller.method].inc()
@@ -199,4 +205,4 @@ class IssuanceService:
         self._issued_kinds[key.kind].inc()
         if reused:
             self._metrics.key_reuse.inc()
-        return Issued(svid, caller)
+        return Issued(svid, caller, authority.issuer)

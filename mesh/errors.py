@@ -8,7 +8,7 @@ Tree::
     └── mesh.settings.SettingsError
 
 A subclass adds nothing but a name to catch; what differs is the *code*. The transport status is
-chosen from the category in one place per transport (`ca.grpc_server`, `ca.http_server`).
+chosen from the category in one place per transport (`ca.grpc_refusals`, `ca.http_server`).
 
 `public` may go to a remote caller: for security refusals it is opaque. `private` goes to the log
 and never holds a key or a token.

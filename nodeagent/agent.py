@@ -29,6 +29,7 @@ from nodeagent.ca_client import CaClient
 from nodeagent.compiler import Compiler
 from nodeagent.config import AgentSettings, Mode, ServiceScope
 from nodeagent.core.services import Scope
+from nodeagent.core.trust import TrustBook, standing
 from nodeagent.core.volume import VolumeCode, VolumeError
 from nodeagent.events import AgentEvents
 from nodeagent.file_pages import FilePages
@@ -38,6 +39,7 @@ from nodeagent.metrics import AgentMetrics
 from nodeagent.secure_pages import SecurePages
 from nodeagent.sockets import prepare_base, sweep_orphans
 from nodeagent.status import AgentView, pages
+from nodeagent.trust import TrustSync
 from nodeagent.workloads import RunningWorkload, Surroundings, socket_directory
 
 CHECK_EVERY: Final = 5.0
@@ -98,10 +100,12 @@ class Agent:
             signer=self._ca,
             clock=self.clock,
             metrics=self.metrics,
-            events=AgentEvents(self.metrics),
+            events=AgentEvents(self.metrics, self._secret_accepted),
             rotation=settings.rotation,
             rng=random.SystemRandom(),
+            trust=TrustBook() if settings.ca.token_file is not None else None,
         )
+        self.trust = self._trust_sync()
         self._state: DirectoryState | None = None
         self._changed = asyncio.Event()
         self._admitted = asyncio.Condition()
@@ -131,6 +135,8 @@ class Agent:
                     tasks.create_task(self._reconcile_for_ever(tasks), name="reconcile"),
                     tasks.create_task(self.secure_pages.run(), name="secure pages"),
                 ]
+                if self.trust is not None:
+                    own.append(tasks.create_task(self.trust.run(), name="trust"))
                 await stop.wait()
                 _log.info("node agent stops")
                 for task in own:
@@ -147,6 +153,29 @@ class Agent:
         from nodeagent.kube_source import KubeSource  # not needed, and not loaded, in file mode
 
         return KubeSource(self.settings, self, health=self.health, registry=self.metrics.registry)
+
+    def _trust_sync(self) -> TrustSync | None:
+        token_file, book = self.settings.ca.token_file, self._shared.trust
+        if token_file is None or book is None:
+            return None
+        return TrustSync(
+            self._ca,
+            token_file,
+            book,
+            standing=lambda: (
+                standing((e.fact() for e in self.running.values()), book) if self.revision else None
+            ),
+            renew_within=self._renew_within,
+            metrics=self.metrics,
+        )
+
+    def _renew_within(self, epoch: int, seconds: float) -> None:
+        for entry in self.running.values():
+            entry.rotator.renew_within(epoch, seconds)
+
+    def _secret_accepted(self) -> None:
+        if self.trust is not None:
+            self.trust.acknowledged()
 
     def _apply(self, state: DirectoryState) -> None:
         self._state = state
@@ -238,6 +267,8 @@ class Agent:
             if config is not None and (spec.workload.uid in compiled.rendered or found.revision == 0):
                 found.configure(spec.workload, config)
         self.revision += 1
+        if self.trust is not None:
+            self.trust.workloads_changed()
         self._report(tuple(findings), state)
 
     async def _admit(self, state: DirectoryState, tasks: asyncio.TaskGroup) -> None:
@@ -337,6 +368,8 @@ class Agent:
             if status.state in {"waiting", "expired"}:
                 why = f" ({status.code})" if status.code else ""
                 bad.append(f"{entry.name} {status.state}{why}")
+        if self.trust is not None:
+            self.trust.refresh()
         if self._of_files:
             self.health.set("identities", ok=not bad, detail="; ".join(bad[:10]))
 
@@ -349,6 +382,7 @@ class Agent:
             findings=self.findings,
             workloads=tuple(self.running.values()),
             queued=self._ca.waiting,
+            trust=self.trust,
         )
 
     async def _stop_all(self) -> None:

@@ -1,4 +1,5 @@
-"""gRPC client of the CSR API, `istio.v1.auth.IstioCertificateService/CreateCertificate` (b.1).
+"""gRPC client of the CSR API, `istio.v1.auth.IstioCertificateService/CreateCertificate` (b.1), and of the
+Sync API beside it, `gatehouse.trust.v1.TrustService/Sync` (docs/adr/0014).
 
 One channel serves the whole agent. The CA root file is read again at every attempt and the channel is
 made anew when it changed or when the authority could not be reached, so a rotated root (G-14) or a moved
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import Final
 
 import grpc
 
-from mesh._proto import istio_ca_pb2, istio_ca_pb2_grpc
+from mesh._proto import istio_ca_pb2, istio_ca_pb2_grpc, trust_pb2
 from mesh.errors import Category, Code, MeshError
 from mesh.x509.pem import PemError, decode_certificates
 from nodeagent.core.rotation import Priority
 from nodeagent.core.svid import MAX_REPLY_CHARS
+from nodeagent.core.trust import Standing
 from nodeagent.slots import PrioritySlots
 from nodeagent.tokens import MAX_TOKEN_BYTES, MemoryToken, TokenSource
 
@@ -31,6 +33,13 @@ MAX_ROOT_FILE_BYTES: Final = 1 << 20
 SERVER_TIME_KEY: Final = "gatehouse-server-time-ms"
 """Trailer with the authority's time: milliseconds since the epoch."""
 
+GENERATION_KEY: Final = "gatehouse-bundle-generation"
+"""Trailer: generation of the bundle in the reply."""
+EPOCH_KEY: Final = "gatehouse-issuer-epoch"
+"""Trailer: epoch of the root that signed."""
+SYNC_METHOD: Final = "/gatehouse.trust.v1.TrustService/Sync"
+
+_NUMBER = re.compile(r"[0-9]{1,15}")
 _MILLISECONDS = re.compile(r"[0-9]{1,14}")  # until the year 5138
 _TOKEN = re.compile(rb"[\x21-\x7e]+")
 _OPTIONS: Final = (
@@ -73,10 +82,33 @@ class CaReply:
         cert_chain: PEM texts, leaf first, root bundle last.
         server_time: the authority's time from the trailer, None when it sent none.
         roots_der: the roots that the connection was verified with.
+        generation: of the bundle, from the trailer; 0 when the authority sent none that can be read.
+        epoch: of the root that signed; likewise.
     """
 
     cert_chain: tuple[str, ...]
     server_time: dt.datetime | None
+    roots_der: tuple[bytes, ...] = field(repr=False)
+    generation: int = 0
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncReply:
+    """What the authority tells of its bundle; nothing of it has been checked.
+
+    Attributes:
+        roots_pem: one certificate each.
+        poll_after: seconds until it wants to be asked again.
+        renew_within: seconds over which certificates of earlier epochs are to be renewed; 0 = when due.
+        roots_der: the roots that the connection was verified with.
+    """
+
+    roots_pem: tuple[str, ...]
+    generation: int
+    epoch: int
+    poll_after: float
+    renew_within: float
     roots_der: tuple[bytes, ...] = field(repr=False)
 
 
@@ -91,6 +123,13 @@ class _Dial:
         self.retired = False
         stub = istio_ca_pb2_grpc.IstioCertificateServiceStub
         self.create = stub(channel).CreateCertificate  # type: ignore[no-untyped-call]  # generated code
+        self.sync: grpc.aio.UnaryUnaryMultiCallable[trust_pb2.SyncRequest, trust_pb2.SyncResponse] = (
+            channel.unary_unary(
+                SYNC_METHOD,
+                request_serializer=trust_pb2.SyncRequest.SerializeToString,
+                response_deserializer=trust_pb2.SyncResponse.FromString,
+            )
+        )
 
     async def close_if_idle(self) -> None:
         if self.retired and self.calls == 0:
@@ -163,6 +202,46 @@ class CaClient:
                     raise
             return await self._call(request, _read_token(token_file))
 
+    async def sync(self, standing: Standing, *, token_file: TokenSource) -> SyncReply:
+        """Report how this node stands, and hear of the bundle. Waits for no slot: it is one small call.
+
+        Args:
+            standing: of the workloads.
+            token_file: the agent's own token, read anew.
+
+        Raises:
+            CaError: with a category that says whether trying again can help.
+            TokenError: no token has come yet.
+        """
+        request = trust_pb2.SyncRequest(
+            bundle_digest=standing.digest,
+            bundle_generation=standing.generation,
+            workloads=standing.workloads,
+            pending=standing.pending,
+            refused=standing.refused,
+            waiting_for=standing.waiting_for,
+            issuer_epoch=standing.epoch,
+            outdated=standing.outdated,
+        )
+        token = _read_token(token_file)
+        async with self._channel() as dial:
+            try:
+                response = await dial.sync(
+                    request, metadata=(("authorization", f"Bearer {token}"),), timeout=self._deadline
+                )
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _REDIAL:
+                    await self._retire(dial)
+                raise _refusal(error, self._address, _SYNC_ADVICE) from error
+            return SyncReply(
+                roots_pem=tuple(response.roots),
+                generation=response.bundle_generation,
+                epoch=response.issuer_epoch,
+                poll_after=response.poll_after_ms / 1000,
+                renew_within=float(response.renew_within_s),
+                roots_der=dial.roots_der,
+            )
+
     async def close(self) -> None:
         """Close the channel; calls in flight end with an error."""
         dial, self._dial = self._dial, None
@@ -185,6 +264,8 @@ class CaClient:
                 cert_chain=tuple(response.cert_chain),
                 server_time=_server_time(trailers),
                 roots_der=dial.roots_der,
+                generation=_number(trailers, GENERATION_KEY),
+                epoch=_number(trailers, EPOCH_KEY),
             )
 
     @asynccontextmanager
@@ -262,6 +343,16 @@ def _server_time(trailers: object) -> dt.datetime | None:
     return None
 
 
+def _number(trailers: object, name: str) -> int:
+    """A number from the trailing metadata; 0 for anything but digits, or a name that comes twice."""
+    if not isinstance(trailers, (tuple, list, grpc.aio.Metadata)):
+        return 0
+    found = [value for key, value in trailers if key == name]
+    if len(found) != 1 or not isinstance(found[0], str) or not _NUMBER.fullmatch(found[0]):
+        return 0
+    return int(found[0])
+
+
 _REDIAL: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 _STATUS: Final = {
     grpc.StatusCode.UNAUTHENTICATED: (CaCode.UNAUTHENTICATED, Category.UNAUTHENTICATED),
@@ -289,15 +380,22 @@ _ADVICE: Final = {
     CaCode.INTERNAL: "a fault of the authority; the agent tries again by itself",
 }
 
+_SYNC_ADVICE: Final = {
+    **_ADVICE,
+    CaCode.DENIED: "this service account may not ask for the trust bundle; name it in cluster.agents of the"
+    " authority",
+    CaCode.PRECONDITION: "it does not tell the trust bundle by itself; certificates bring it still",
+}
 
-def _refusal(error: grpc.aio.AioRpcError, address: str) -> CaError:
+
+def _refusal(error: grpc.aio.AioRpcError, address: str, advice: Mapping[CaCode, str] = _ADVICE) -> CaError:
     code, category = _STATUS.get(error.code(), (CaCode.INTERNAL, Category.INTERNAL))
     details = (error.details() or "")[:500]
     if code is CaCode.UNREACHABLE and ("CERTIFICATE_VERIFY_FAILED" in details or "Peer name" in details):
         code = CaCode.UNTRUSTED
     return CaError(
         code,
-        f"authority {address}: {_ADVICE[code]}",
+        f"authority {address}: {advice[code]}",
         category=category,
         private=f"authority {address}: {error.code().name}: {details}",
     )

@@ -7,12 +7,14 @@ cheap: it swaps one object and wakes the waiters, who take the newest snapshot w
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from mesh.envoy.resources import SECRET, TYPE_URLS, ResourceSet
 from nodeagent.core.snapshot import IdentitySnapshot, WorkloadSnapshot
 from nodeagent.core.status import ResourceStatus, StatusBook
+from nodeagent.core.trust import Receiver, Receivers
 
 _CONFIG_TYPES = TYPE_URLS - {SECRET}
 
@@ -85,10 +87,13 @@ class WorkloadCache:
 
     Args:
         workload_id: key of the workload in logs, metrics and events.
+        monotonic: seconds that never go back.
     """
 
-    def __init__(self, workload_id: str) -> None:
+    def __init__(self, workload_id: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.workload_id = workload_id
+        self._monotonic = monotonic
+        self.receivers = Receivers(monotonic())
         self.status_book = StatusBook()
         self._snapshot = WorkloadSnapshot()
         self._watches: set[Watch] = set()
@@ -136,6 +141,14 @@ class WorkloadCache:
         watch = Watch(self)
         self._watches.add(watch)
         return watch
+
+    def reachable(self) -> None:
+        """Its socket is served from now on: a proxy gets its time to come."""
+        self.receivers.alone_since = self._monotonic()
+
+    def receiver_closed(self, receiver: Receiver) -> None:
+        """A stream that carried the bundle has ended."""
+        self.receivers.close(receiver, self._monotonic())
 
     def forget(self, watch: Watch) -> None:
         """Stop waking a watch; called by the watch itself."""

@@ -99,6 +99,11 @@ class CaSettings:
     server_name: str = setting(
         "Name that the serving certificate must have; default is the host of the address.", default=""
     )
+    token_file: Path | None = setting(
+        "The agent's own token for the authority: with it the agent hears of new roots at once, and says who"
+        " has acknowledged them. Read again at each call. Off when absent.",
+        default=None,
+    )
     deadline: dt.timedelta = setting(
         "How long one call may take.",
         default=dt.timedelta(seconds=10),
@@ -322,7 +327,11 @@ def load_settings(
         loaded,
         directory=base / loaded.directory if loaded.directory is not None else None,
         sockets=base / loaded.sockets,
-        ca=replace(loaded.ca, root_file=base / loaded.ca.root_file),
+        ca=replace(
+            loaded.ca,
+            root_file=base / loaded.ca.root_file,
+            token_file=base / loaded.ca.token_file if loaded.ca.token_file is not None else None,
+        ),
         metrics_tls=replace(loaded.metrics_tls, token_file=base / loaded.metrics_tls.token_file),
         kubernetes=replace(
             kube,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
+from mesh.envoy.resources import SECRET
 from mesh.obs.logs import logger
 from nodeagent.core.subscriptions import SEND_ORDER
 from nodeagent.metrics import AgentMetrics
@@ -20,10 +22,15 @@ def short_type(type_url: str) -> str:
 
 
 class AgentEvents:
-    """Implements `nodeagent.core.subscriptions.SessionEvents`."""
+    """Implements `nodeagent.core.subscriptions.SessionEvents`.
 
-    def __init__(self, metrics: AgentMetrics) -> None:
+    Args:
+        secret_accepted: called when a proxy accepted secrets.
+    """
+
+    def __init__(self, metrics: AgentMetrics, secret_accepted: Callable[[], None] = lambda: None) -> None:
         self._metrics = metrics
+        self._secret_accepted = secret_accepted
         for (
             type_url
         ) in SEND_ORDER:  # from 0 on: an alert asks for increases, a series that begins with 1 has none
@@ -46,8 +53,15 @@ class AgentEvents:
         if seconds > SLOW:
             _log.warning("a proxy reads slowly", workload=workload, seconds=round(seconds, 3))
 
-    def on_ack(self, workload: str, type_url: str, names: tuple[str, ...]) -> None:
-        """Nothing: the status book knows."""
+    def on_ack(
+        self,
+        workload: str,  # noqa: ARG002 - as `SessionEvents`
+        type_url: str,
+        names: tuple[str, ...],  # noqa: ARG002 - as `SessionEvents`
+    ) -> None:
+        """The status book knows; somebody may wait for it."""
+        if type_url == SECRET:
+            self._secret_accepted()
 
     def on_nack(self, workload: str, type_url: str, names: tuple[str, ...], message: str) -> None:
         """A proxy refused resources: our rendering was wrong, somebody must look."""

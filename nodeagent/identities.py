@@ -4,8 +4,9 @@ It may be read from other machines, through the API server's proxy or by Prometh
 holds only what peers see in every handshake anyway, and names that `/metrics` has too. Never a key.
 
 Schema 1, additive: `{schema, time, workloads: [{workload, spiffe_id, state, renew_at, issued, failures,
-code, error, chain, roots}]}`; `chain` is PEM, leaf first, empty while there is no valid certificate;
-`roots` are the PEM roots that the workload trusts.
+code, error, chain, roots, bundle_digest, bundle_generation, epoch}]}`; `chain` is PEM, leaf first, empty
+while there is no valid certificate; `roots` are the PEM roots that the workload trusts, `bundle_digest` and
+`bundle_generation` name them, and `epoch` the root that signed, as the authority counts (docs/adr/0014).
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ def _identity(entry: RunningWorkload) -> dict[str, Any]:
         "state": status.state,
         "renew_at": _time(status.renew_at),
         "issued": status.issued,
+        "bundle_digest": status.bundle_digest,
+        "bundle_generation": status.bundle_generation,
+        "epoch": status.epoch,
         "failures": status.failures,
         "code": status.code,
         "error": status.error,

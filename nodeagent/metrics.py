@@ -33,6 +33,26 @@ class AgentMetrics(MetricSet):
         "gatehouse_agent_clock_skew_seconds",
         "This machine's clock minus the authority's, at the last reply.",
     )
+    bundle_generation = gauge(
+        "gatehouse_agent_bundle_generation",
+        "Generation of the trust bundle that is handed out; 0 when the authority does not count.",
+    )
+    pending_workloads = gauge(
+        "gatehouse_agent_bundle_pending_workloads",
+        "Workloads whose proxy has not acknowledged the trust bundle, or refused it.",
+    )
+    outdated_workloads = gauge(
+        "gatehouse_agent_outdated_workloads", "Workloads with a certificate of a former root."
+    )
+    trust_syncs = counter(
+        "gatehouse_agent_trust_syncs_total",
+        "Calls that ask the authority for the trust bundle: ok, or a reason code.",
+        labels=("result",),
+    )
+    trust_sync_age = gauge(
+        "gatehouse_agent_trust_sync_age_seconds",
+        "Time since the authority last told the trust bundle, or since the start; 0 when nobody asks.",
+    )
     compile_seconds = histogram(
         "gatehouse_agent_compile_seconds",
         "Time to turn a change of the directory into configuration for all workloads.",

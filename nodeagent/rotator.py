@@ -28,7 +28,8 @@ from nodeagent.core.names import under_name
 from nodeagent.core.rotation import Priority, Rotation
 from nodeagent.core.schedule import TICK
 from nodeagent.core.snapshot import IdentitySnapshot, TrustBundle
-from nodeagent.core.svid import check_reply
+from nodeagent.core.svid import check_reply, check_under
+from nodeagent.core.trust import HeldRoots, TrustBook
 from nodeagent.keys import new_request
 from nodeagent.metrics import AgentMetrics
 from nodeagent.tokens import TokenSource, token_stamp
@@ -80,6 +81,9 @@ class RotatorStatus:
         state: `waiting` (none yet), `valid`, `endangered` (< 25 % of the life left) or `expired`.
         failures: attempts in a row that failed; `error` and `code` are the last one's.
         issued: certificates received since the agent started.
+        bundle_digest: of the roots that are handed out, see `mesh.x509.bundles`; empty while there are none.
+        bundle_generation: that they came with; 0 when the authority does not count.
+        epoch: of the root that signed the certificate; 0 likewise.
     """
 
     spiffe_id: str
@@ -92,6 +96,9 @@ class RotatorStatus:
     code: str = ""
     error: str = ""
     issued: int = 0
+    bundle_digest: str = ""
+    bundle_generation: int = 0
+    epoch: int = 0
 
 
 class Rotator:
@@ -110,6 +117,7 @@ class Rotator:
         rotation: schedule; default is the standard one with `rng`.
         roots_lead: seconds by which changed roots go first.
         wait: waits for an event with a limit in seconds.
+        trust: the bundle of the node, when all its workloads share one; default is one of its own.
     """
 
     def __init__(
@@ -127,7 +135,9 @@ class Rotator:
         rotation: Rotation | None = None,
         roots_lead: float = ROOTS_LEAD,
         wait: Wait = wait_for_event,
+        trust: TrustBook | None = None,
     ) -> None:
+        self.trust = trust if trust is not None else TrustBook()
         self.spiffe_id = spiffe_id
         self.token_file = token_file
         self._signer = signer
@@ -170,8 +180,27 @@ class Rotator:
         self._rotation.retry_now()
         self._wake.set()
 
+    def take_roots(self, held: HeldRoots) -> None:
+        """Hand out other roots at once, beside the certificate that there is.
+
+        Before the first certificate nothing is handed out: what is held then comes along with it.
+        """
+        if self._snapshot.bundle is not None and self._snapshot.bundle.roots_der != held.roots_der:
+            bundle = self._bundle(held)
+            self._snapshot = IdentitySnapshot(svid=self._snapshot.svid, bundle=bundle)
+            self._send(IdentitySnapshot(svid=self._published.svid, bundle=bundle))
+
+    def renew_within(self, epoch: int, seconds: float) -> None:
+        """Renew a certificate of an earlier epoch at a moment of the next so many seconds."""
+        svid = self._snapshot.svid
+        if svid is None or svid.epoch >= epoch:
+            return
+        if self._rotation.hurry(epoch, seconds, self._monotonic()):
+            self._wake.set()  # the wait that is on may end after that moment
+
     def status(self) -> RotatorStatus:
         """State for people."""
+        held = self.trust.held
         plan, svid = self._rotation.plan, self._snapshot.svid
         now = self._clock.now()
         state = "waiting"
@@ -188,6 +217,9 @@ class Rotator:
             code=str(self._last_error.code) if self._last_error else "",
             error=self._last_error.public if self._last_error else "",
             issued=self._issued,
+            bundle_digest=held.digest if held is not None and self._snapshot.bundle is not None else "",
+            bundle_generation=held.generation if held is not None else 0,
+            epoch=svid.epoch if svid else 0,
         )
 
     # --- one attempt ------------------------------------------------------------------------------
@@ -202,15 +234,17 @@ class Rotator:
             )
             now = self._clock.now()
             self._note_skew(reply.server_time, now)
-            bundle = self._snapshot.bundle
+            before, held = self._snapshot, self.trust.held
             fresh = check_reply(
                 reply.cert_chain,
                 expected_id=self.spiffe_id,
                 key=key,
-                trusted=(*reply.roots_der, *(bundle.roots_der if bundle else ())),
+                trusted=(*reply.roots_der, *(held.roots_der if held else ())),
                 now=now,
                 server_time=reply.server_time,
+                epoch=reply.epoch,
             )
+            self._offer(fresh, reply, now)
         except MeshError as error:
             self._failed(error)
             return
@@ -218,23 +252,32 @@ class Rotator:
             self._log.exception("an attempt to renew failed unexpectedly")
             self._failed(MeshError(RotatorCode.UNEXPECTED, str(error)[:200], category=Category.INTERNAL))
             return
-        await self._take(fresh, now)
+        await self._take(fresh, before, now)
         self._metrics.renew_seconds.observe(max(self._monotonic() - started, 0.0))
 
-    async def _take(self, fresh: IdentitySnapshot, now: dt.datetime) -> None:
-        svid = fresh.svid
-        if svid is None:
-            raise AssertionError("check_reply always gives a certificate")
-        before = self._snapshot
-        if before.svid is not None and before.bundle != fresh.bundle:
+    def _offer(self, fresh: IdentitySnapshot, reply: CaReply, now: dt.datetime) -> None:
+        """Put the reply's roots beside what is held: an older bundle does not take a newer one back."""
+        if fresh.svid is None or fresh.bundle is None:
+            raise AssertionError("check_reply always gives a certificate and a bundle")
+        offered = HeldRoots(fresh.bundle.roots_der, reply.generation)
+        held = self.trust.offer(offered, reply.epoch)
+        if held.digest != offered.digest:
+            check_under(fresh.svid, held.roots_der, now)
+
+    async def _take(self, fresh: IdentitySnapshot, before: IdentitySnapshot, now: dt.datetime) -> None:
+        svid, held = fresh.svid, self.trust.held
+        if svid is None or held is None:
+            raise AssertionError("a reply was accepted")
+        if before.svid is not None and before.bundle != self._bundle(held):
             # Roots first: whoever presents the new chain must already be believed (d.4).
-            self._send(IdentitySnapshot(svid=self._published.svid, bundle=fresh.bundle))
+            self.take_roots(held)
             await asyncio.sleep(self._roots_lead)
         plan = self._rotation.succeeded(not_before=svid.not_before, not_after=svid.not_after, now=now)
-        self._snapshot = fresh
+        # What is held by now: other roots may have come while this one waited.
+        self._snapshot = IdentitySnapshot(svid=svid, bundle=self._bundle(self.trust.held or held))
         self._last_error = None
         self._issued += 1
-        self._send(fresh)
+        self._send(self._snapshot)
         self._metrics.renewals.inc()
         if plan.clamped:
             self._log.warning("the configured renewal ratio is outside of (0, 1) and was clamped")
@@ -270,6 +313,9 @@ class Rotator:
             if not servable:
                 self._log.error("the certificate has expired and is no longer handed out")
             self._send(wanted)
+
+    def _bundle(self, held: HeldRoots) -> TrustBundle:
+        return TrustBundle(trust_domain=self.spiffe_id.trust_domain, roots_der=held.roots_der)
 
     def _send(self, snapshot: IdentitySnapshot) -> None:
         self._published = snapshot

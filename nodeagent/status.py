@@ -17,6 +17,7 @@ from nodeagent.events import short_type
 from nodeagent.http import Page, Route
 from nodeagent.identities import identities_of
 from nodeagent.metrics import AgentMetrics
+from nodeagent.trust import TrustSync
 from nodeagent.workloads import RunningWorkload
 
 
@@ -30,6 +31,7 @@ class AgentView:
     findings: tuple[Finding, ...]
     workloads: Sequence[RunningWorkload]
     queued: int
+    trust: TrustSync | None = None
 
 
 def pages(view: Callable[[], AgentView], health: Health, metrics: AgentMetrics) -> Mapping[str, Route]:
@@ -89,6 +91,7 @@ def status_of(view: AgentView, health: Health) -> dict[str, Any]:
         "ca": view.settings.ca.address,
         "revision": view.revision,
         "queued": view.queued,
+        "trust": view.trust.view() if view.trust is not None else None,
         "workloads": [_workload(entry) for entry in sorted(view.workloads, key=lambda e: e.name)],
         "findings": [finding_dict(finding) for finding in view.findings],
     }
@@ -112,6 +115,10 @@ def _workload(entry: RunningWorkload) -> dict[str, Any]:
         "not_after": _time(identity.not_after),
         "renew_at": _time(identity.renew_at),
         "issued": identity.issued,
+        "bundle_digest": identity.bundle_digest,
+        "bundle_generation": identity.bundle_generation,
+        "epoch": identity.epoch,
+        "bundle": entry.fact().verdict.name.lower(),
         "failures": identity.failures,
         "code": identity.code,
         "error": identity.error,

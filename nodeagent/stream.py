@@ -225,6 +225,7 @@ class _Discovery:
                 raise CacheClosed
             self._reader = asyncio.current_task()
             self._streams.watch.attach(self._wake)
+            self._streams.cache.receivers.open(self._session, proxy=True)
             on_request: Callable[[Any], list[Response]] = self._session.on_request
             try:
                 self._wake()  # what was published since the session was made must not be missed
@@ -239,6 +240,7 @@ class _Discovery:
                 raise self._failure from None
             finally:
                 self._streams.watch.detach(self._wake)
+                self._streams.cache.receiver_closed(self._session)
                 if self._pusher is not None:
                     self._pusher.cancel()
 

@@ -16,7 +16,8 @@ import grpc
 from mesh._proto import workload_pb2
 from mesh.clock import Clock
 from mesh.errors import Category, Code, MeshError
-from nodeagent.core.snapshot import IdentitySnapshot, WorkloadSnapshot
+from nodeagent.core.snapshot import IdentitySnapshot, TrustBundle, WorkloadSnapshot
+from nodeagent.core.trust import Verdict
 from nodeagent.stream import Context, Streams, send
 
 SERVICE_NAME: Final = "SpiffeWorkloadAPI"
@@ -36,6 +37,19 @@ class WorkloadApiCode(Code):
 
 class WorkloadApiError(MeshError):
     """A Workload API call that ends with a status."""
+
+
+class _Delivery:
+    """What a client was told. It has no way to acknowledge: that the message was written must do."""
+
+    __slots__ = ("bundle",)
+
+    def __init__(self) -> None:
+        self.bundle: TrustBundle | None = None
+
+    def verdict(self, snapshot: WorkloadSnapshot) -> Verdict | None:
+        """See `nodeagent.core.trust.Receiver`."""
+        return Verdict.ACCEPTED if self.bundle == snapshot.identity.bundle else Verdict.PENDING
 
 
 Build = Callable[[WorkloadSnapshot], bytes]
@@ -74,13 +88,19 @@ class WorkloadApi:
             _check_header(context)
             snapshot = self._streams.watch.snapshot
             last = b""
-            while True:
-                message = build(snapshot)
-                digest = hashlib.sha256(message).digest()
-                if digest != last:
-                    await send(context, message)
-                    last = digest
-                snapshot = await self._streams.watch.changed(snapshot.revision)
+            delivery = _Delivery()
+            self._streams.cache.receivers.open(delivery, proxy=False)
+            try:
+                while True:
+                    message = build(snapshot)
+                    digest = hashlib.sha256(message).digest()
+                    if digest != last:
+                        await send(context, message)
+                        last = digest
+                    delivery.bundle = snapshot.identity.bundle
+                    snapshot = await self._streams.watch.changed(snapshot.revision)
+            finally:
+                self._streams.cache.receiver_closed(delivery)
 
     def _svid_message(self, snapshot: WorkloadSnapshot) -> bytes:
         identity = _known(snapshot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from nodeagent.cache import WorkloadCache
 from nodeagent.config import RotationSettings
 from nodeagent.core.rotation import Rotation
 from nodeagent.core.subscriptions import SessionEvents
+from nodeagent.core.trust import TrustBook, WorkloadFact
 from nodeagent.metrics import AgentMetrics
 from nodeagent.rotator import Rotator, Signer
 from nodeagent.sockets import WorkloadSocket
@@ -32,7 +34,11 @@ def socket_directory(namespace: str, name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What all workloads of an agent share."""
+    """What all workloads of an agent share.
+
+    Attributes:
+        trust: the bundle of the node; None lets each workload have what came with its certificate.
+    """
 
     sockets: Path
     signer: Signer
@@ -41,6 +47,7 @@ class Surroundings:
     events: SessionEvents
     rotation: RotationSettings
     rng: random.Random
+    trust: TrustBook | None = None
 
 
 class RunningWorkload:
@@ -91,7 +98,9 @@ class RunningWorkload:
             clock=shared.clock,
             validity=shared.rotation.lifetime,
             rotation=rotation,
+            trust=shared.trust,
         )
+        self.rotator.trust.subscribe(self.rotator.take_roots)
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
@@ -121,6 +130,19 @@ class RunningWorkload:
         """Start to obtain certificates, in a task that the group owns."""
         self._task = tasks.create_task(self.rotator.run(), name=f"rotator {self.name}")
 
+    def fact(self) -> WorkloadFact:
+        """What it has acknowledged of the bundle, and how old its certificate is."""
+        snapshot = self.cache.snapshot
+        identity = snapshot.identity
+        verdict, look_at = self.cache.receivers.verdict(snapshot, time.monotonic())
+        return WorkloadFact(
+            name=self.name,
+            bundle=identity.bundle,
+            epoch=identity.svid.epoch if identity.svid is not None else None,
+            verdict=verdict,
+            look_at=look_at,
+        )
+
     async def listen(self) -> None:
         """Serve the socket, or note why that is not possible; may be called again to retry."""
         async with self._starting:  # the agent's check and a call of the kubelet may come together
@@ -129,6 +151,7 @@ class RunningWorkload:
                     return
                 await self.socket.stop()
                 await self.socket.start()
+                self.cache.reachable()
             except MeshError as error:
                 if self.problem is None:
                     _log.error("a workload's socket cannot be served", workload=self.name, error=error)
@@ -142,6 +165,7 @@ class RunningWorkload:
         Args:
             remove: the workload is gone for good: its key, socket and directory go too.
         """
+        self.rotator.trust.unsubscribe(self.rotator.take_roots)
         if self._task is not None:
             self._task.cancel()
         async with self._starting:

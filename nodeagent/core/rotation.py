@@ -51,7 +51,17 @@ class Rotation:
         jitter: half-width of the draw around `ratio`.
     """
 
-    __slots__ = ("_backoff", "_jitter", "_last", "_plan", "_ratio", "_retry_at", "_rng", "_was_due")
+    __slots__ = (
+        "_backoff",
+        "_hurry",
+        "_jitter",
+        "_last",
+        "_plan",
+        "_ratio",
+        "_retry_at",
+        "_rng",
+        "_was_due",
+    )
 
     def __init__(
         self, *, rng: random.Random, ratio: float = schedule.RATIO, jitter: float = schedule.JITTER
@@ -64,6 +74,7 @@ class Rotation:
         self._retry_at: float | None = None
         self._last: tuple[dt.datetime, float] | None = None
         self._was_due = False
+        self._hurry: tuple[object, float] | None = None
 
     @property
     def plan(self) -> RenewalPlan | None:
@@ -84,12 +95,12 @@ class Rotation:
         """
         jumped = self._observe(now, monotonic)
         servable = self._plan is not None and not self._plan.expired(now)
-        due = self._due(now)
+        due = self._due(now, monotonic)
         if jumped:
             self._after_jump(now, monotonic, due=due)
         self._was_due = due
         if not due:
-            return Step(None, self._until_due(now), servable, jumped)
+            return Step(None, self._until_due(now, monotonic), servable, jumped)
         if self._retry_at is not None and monotonic < self._retry_at:
             return Step(None, min(schedule.TICK, self._retry_at - monotonic), servable, jumped)
         return Step(self._priority(now), 0.0, servable, jumped)
@@ -107,6 +118,7 @@ class Rotation:
         self._backoff = BackOff()
         self._retry_at = None
         self._was_due = False
+        self._hurry = None
         return self._plan
 
     def failed(self, category: Category, now: dt.datetime, monotonic: float) -> float:
@@ -125,6 +137,20 @@ class Rotation:
         """Something changed that the last failure may have been about (a new token): do not wait."""
         self._retry_at = None
 
+    def hurry(self, why: object, within: float, monotonic: float) -> bool:
+        """Renew ahead of time, at a moment drawn uniformly from the next `within` seconds.
+
+        Drawn once for each `why`; again only when what was drawn lies beyond a time that has become shorter.
+        Forgotten when a certificate comes.
+
+        Returns:
+            True when a moment was drawn.
+        """
+        if self._hurry is not None and self._hurry[0] == why and self._hurry[1] <= monotonic + within:
+            return False
+        self._hurry = (why, monotonic + self._rng.uniform(0.0, within))
+        return True
+
     def _observe(self, now: dt.datetime, monotonic: float) -> bool:
         last, self._last = self._last, (now, monotonic)
         return last is not None and schedule.clock_jumped(
@@ -140,13 +166,18 @@ class Rotation:
         elif self._retry_at is not None:
             self._retry_at = min(self._retry_at, at)
 
-    def _due(self, now: dt.datetime) -> bool:
-        return self._plan is None or self._plan.due(now)
+    def _due(self, now: dt.datetime, monotonic: float) -> bool:
+        if self._plan is None or self._plan.due(now):
+            return True
+        return self._hurry is not None and monotonic >= self._hurry[1]
 
-    def _until_due(self, now: dt.datetime) -> float:
+    def _until_due(self, now: dt.datetime, monotonic: float) -> float:
         if self._plan is None:
             return 0.0
-        return min(schedule.TICK, max((self._plan.renew_at - now).total_seconds(), 0.0))
+        wait = (self._plan.renew_at - now).total_seconds()
+        if self._hurry is not None:
+            wait = min(wait, self._hurry[1] - monotonic)
+        return min(schedule.TICK, max(wait, 0.0))
 
     def _priority(self, now: dt.datetime) -> Priority:
         if self._plan is None or self._plan.expired(now):

@@ -46,6 +46,7 @@ from nodeagent.core.subscriptions import (
     check_names,
     too_many,
 )
+from nodeagent.core.trust import Verdict, verdict_on_roots
 
 _REFERRERS: Final = (LISTENER, ROUTE, EXTENSION_CONFIG)
 """Types that may refer to a cluster: they must be in force before a cluster goes."""
@@ -129,6 +130,10 @@ class Session:
     def revision(self) -> int:
         """Revision of the snapshot that the client is being told about."""
         return self._snapshot.revision
+
+    def verdict(self, snapshot: WorkloadSnapshot) -> Verdict | None:
+        """What the client says of the roots in that snapshot; None when it has not asked for roots."""
+        return verdict_on_roots(self._subscriptions.get(SECRET), snapshot, self._status)
 
     # --- input ----------------------------------------------------------------------------------
 

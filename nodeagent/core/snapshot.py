@@ -39,6 +39,7 @@ class Svid:
         chain_der: leaf first, then intermediates; never the root.
         key_pkcs8: unencrypted PKCS#8 DER of the private key; in memory only.
         serial: of the leaf, lower-case hexadecimal.
+        epoch: of the root that signed it, as the authority counts; 0 when it does not.
     """
 
     spiffe_id: SpiffeId
@@ -47,6 +48,7 @@ class Svid:
     serial: str
     not_before: dt.datetime
     not_after: dt.datetime
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

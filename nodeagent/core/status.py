@@ -71,6 +71,10 @@ class StatusBook:
         status = self._status.get(type_url, {}).get(name, _UNKNOWN)
         return status.accepted == version and status.refused is None
 
+    def is_refused(self, type_url: str, name: str, version: str) -> bool:
+        """True when exactly these bytes were refused, and no others have come since."""
+        return self._status.get(type_url, {}).get(name, _UNKNOWN).refused == version
+
     def retain(self, types: frozenset[str], resources: ResourceSet) -> None:
         """Forget resources of these types that no longer exist."""
         for type_url in types.intersection(self._status):

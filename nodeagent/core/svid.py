@@ -33,6 +33,7 @@ class ReplyCode(Code):
     MALFORMED = "reply_malformed"
     ROOTS = "reply_roots"
     UNKNOWN_ROOT = "reply_unknown_root"
+    FORMER_ROOT = "reply_former_root"
     NOT_YET_VALID = "reply_not_yet_valid"
 
 
@@ -68,6 +69,7 @@ def check_reply(
     trusted: Iterable[bytes],
     now: dt.datetime,
     server_time: dt.datetime | None = None,
+    epoch: int = 0,
 ) -> IdentitySnapshot:
     """Turn a reply into an identity, or refuse it.
 
@@ -83,6 +85,7 @@ def check_reply(
         now: the agent's time, aware.
         server_time: the authority's time when it sent one. A certificate of the future is not
             fatal as such, since our clock may be the wrong one (d.4): it is compared with this.
+        epoch: of the root that signed, as the authority says.
 
     Raises:
         ReplyError: with one code per rule.
@@ -99,11 +102,7 @@ def check_reply(
     at = max(now, leaf.not_before)
     verified = _verify(chain, roots, at, expected_id, key)
     if not _continues(chain, roots, tuple(trusted), at, expected_id):
-        raise ReplyError(
-            ReplyCode.UNKNOWN_ROOT,
-            "the reply's roots have nothing in common with the roots that are trusted; if the authority"
-            " was replaced, put its new root into the agent's CA root file",
-        )
+        raise ReplyError(ReplyCode.UNKNOWN_ROOT, _UNKNOWN_ROOT)
     anchors = frozenset(roots)
     return IdentitySnapshot(
         svid=Svid(
@@ -113,9 +112,59 @@ def check_reply(
             serial=verified.serial,
             not_before=leaf.not_before,
             not_after=min(leaf.not_after, verified.path_not_after),
+            epoch=epoch,
         ),
         bundle=TrustBundle(trust_domain=expected_id.trust_domain, roots_der=roots),
     )
+
+
+def check_roots(roots_pem: Sequence[str], *, trusted: Iterable[bytes]) -> tuple[bytes, ...]:
+    """Roots that the authority tells without a certificate, as DER, or a refusal.
+
+    As with the roots of a reply, at least one must be trusted already (the same name and key).
+
+    Args:
+        roots_pem: as received, one certificate each.
+        trusted: DER roots that the connection was verified with, and roots accepted before.
+
+    Raises:
+        ReplyError: with one code per rule.
+    """
+    if not roots_pem:
+        raise ReplyError(ReplyCode.ROOTS, "the authority tells no roots; a bundle has at least one")
+    if len(roots_pem) > MAX_ROOTS or sum(map(len, roots_pem)) > MAX_REPLY_CHARS:
+        raise ReplyError(
+            ReplyCode.TOO_LARGE, f"the authority tells {len(roots_pem)} roots; allowed are {MAX_ROOTS}"
+        )
+    roots = _decode_roots("".join(roots_pem))
+    if not _shares_root(roots, trusted):
+        raise ReplyError(ReplyCode.UNKNOWN_ROOT, _UNKNOWN_ROOT)
+    return roots
+
+
+def check_under(svid: Svid, roots: Sequence[bytes], now: dt.datetime) -> None:
+    """Refuse a certificate that the bundle of a later generation no longer vouches for.
+
+    Raises:
+        ReplyError: peers that have that bundle would refuse it.
+    """
+    try:
+        verify_svid(
+            svid.chain_der, roots, max(now, svid.not_before), trust_domain=svid.spiffe_id.trust_domain
+        )
+    except SvidError as error:
+        raise ReplyError(
+            ReplyCode.FORMER_ROOT,
+            "the certificate leads to a root that a later bundle has left out: the replica that signed it is"
+            " behind; if the authority was restored from a backup, restart this agent",
+            private=error.private,
+        ) from error
+
+
+_UNKNOWN_ROOT: Final = (
+    "the reply's roots have nothing in common with the roots that are trusted; if the authority"
+    " was replaced, put its new root into the agent's CA root file"
+)
 
 
 def _decode(cert_chain: Sequence[str]) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
@@ -132,9 +181,20 @@ def _decode(cert_chain: Sequence[str]) -> tuple[tuple[bytes, ...], tuple[bytes, 
         )
     try:
         chain = [der for element in cert_chain[:-1] for der in decode_certificates(element)]
-        roots = tuple(dict.fromkeys(decode_certificates(cert_chain[-1])))
     except PemError as error:
-        raise ReplyError(ReplyCode.MALFORMED, f"the reply is not PEM: {error.public}") from error
+        raise _not_pem(error) from error
+    return tuple(chain), _decode_roots(cert_chain[-1])
+
+
+def _not_pem(error: PemError) -> ReplyError:
+    return ReplyError(ReplyCode.MALFORMED, f"the reply is not PEM: {error.public}")
+
+
+def _decode_roots(text: str) -> tuple[bytes, ...]:
+    try:
+        roots = tuple(dict.fromkeys(decode_certificates(text)))
+    except PemError as error:
+        raise _not_pem(error) from error
     if len(roots) > MAX_ROOTS:
         raise ReplyError(ReplyCode.ROOTS, f"the reply has {len(roots)} roots; allowed are {MAX_ROOTS}")
     for der in roots:
@@ -142,7 +202,7 @@ def _decode(cert_chain: Sequence[str]) -> tuple[tuple[bytes, ...], tuple[bytes, 
             check_authority(_read(der, "a root"))
         except SvidError as error:
             raise ReplyError(ReplyCode.ROOTS, f"a root of the reply: {error.public}") from error
-    return tuple(chain), roots
+    return roots
 
 
 def _read(der: bytes, what: str) -> CertFields:
@@ -175,8 +235,7 @@ def _continues(
     at: dt.datetime,
     expected_id: SpiffeId,
 ) -> bool:
-    known = {(fields.subject, fields.spki) for fields in (_read(der, "a trusted root") for der in trusted)}
-    if any((fields.subject, fields.spki) in known for fields in (_read(der, "a root") for der in roots)):
+    if _shares_root(roots, trusted):
         return True
     if not trusted:
         return False
@@ -185,3 +244,8 @@ def _continues(
     except SvidError:
         return False  # an answer, not a failure: the caller refuses
     return True
+
+
+def _shares_root(roots: Iterable[bytes], trusted: Iterable[bytes]) -> bool:
+    known = {(fields.subject, fields.spki) for fields in (_read(der, "a trusted root") for der in trusted)}
+    return any((fields.subject, fields.spki) in known for fields in (_read(der, "a root") for der in roots))

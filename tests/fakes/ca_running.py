@@ -96,7 +96,7 @@ class Client:
                 request, metadata=headers, timeout=timeout
             )
         except grpc.RpcError as e:
-            return _answer(e)
+            return answer_of(e)
         return Answer(
             grpc.StatusCode.OK, chain=tuple(response.cert_chain), trailers=dict(call.trailing_metadata())
         )
@@ -106,14 +106,14 @@ class Client:
         try:
             self.channel.unary_unary(method)(message, metadata=metadata, timeout=timeout)
         except grpc.RpcError as e:
-            return _answer(e)
+            return answer_of(e)
         return Answer(grpc.StatusCode.OK)
 
     def close(self) -> None:
         self.channel.close()
 
 
-def _answer(error: Any) -> Answer:
+def answer_of(error: Any) -> Answer:
     return Answer(error.code(), error.details(), trailers=dict(error.trailing_metadata() or ()))
 
 

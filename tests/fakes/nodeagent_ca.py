@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ca.core.authority import Authority
 from ca.core.csr import prove
 from ca.core.profile import Profile
-from mesh._proto import istio_ca_pb2
+from mesh._proto import istio_ca_pb2, trust_pb2
 from mesh.clock import Clock
 from mesh.spiffe import SpiffeId
 from nodeagent.ca_client import SERVER_TIME_KEY, CaError, CaReply
@@ -57,6 +57,8 @@ class NodeagentCa:
         self.fail_with: CaError | None = None
         self.forge: Callable[[list[str]], list[str]] = list
         self.skew = dt.timedelta(0)
+        self.generation = 0  # of the bundle, and
+        self.epoch = 0  # of the root that signs: what replies say
         self.granted: tuple[str, ...] = ()  # DNS names that the identity may ask for
         self.forge_names: tuple[str, ...] | None = None  # DNS names to issue instead
         self.csrs: list[str] = []
@@ -95,7 +97,11 @@ class NodeagentCa:
                 raise self.fail_with
             chain = self.forge(self.issue(csr_pem, int(validity.total_seconds()) if validity else 0))
             return CaReply(
-                cert_chain=tuple(chain), server_time=self.clock.now() + self.skew, roots_der=self.trusted
+                cert_chain=tuple(chain),
+                server_time=self.clock.now() + self.skew,
+                roots_der=self.trusted,
+                generation=self.generation,
+                epoch=self.epoch,
             )
         finally:
             self.in_flight -= 1
@@ -128,6 +134,8 @@ class NodeagentGrpcCa:
     Attributes:
         script: statuses for the next calls, one each; when it is empty calls succeed.
         before: awaited in each call, to hold it.
+        more: trailers beside the time.
+        told: what agents reported by the Sync API; `answer` is what they get.
     """
 
     def __init__(self, core: NodeagentCa) -> None:
@@ -137,6 +145,9 @@ class NodeagentGrpcCa:
         self.calls = itertools.count()
         self.before: Callable[[], object] | None = None
         self.trailer: str | None = None
+        self.more: tuple[tuple[str, str], ...] = ()
+        self.told: list[trust_pb2.SyncRequest] = []
+        self.answer = trust_pb2.SyncResponse(roots=[core.hierarchy.roots_pem], poll_after_ms=60_000)
 
     async def create(
         self, request: istio_ca_pb2.IstioCertificateRequest, context: grpc.aio.ServicerContext
@@ -150,9 +161,18 @@ class NodeagentGrpcCa:
             await context.abort(*self.script.pop(0))
         now = self.core.clock.now()
         value = self.trailer if self.trailer is not None else str(int(now.timestamp() * 1000))
-        context.set_trailing_metadata(((SERVER_TIME_KEY, value),))
+        context.set_trailing_metadata(((SERVER_TIME_KEY, value), *self.more))
         chain = self.core.forge(self.core.issue(request.csr, request.validity_duration))
         return istio_ca_pb2.IstioCertificateResponse(cert_chain=chain)
+
+    async def sync(
+        self, request: trust_pb2.SyncRequest, context: grpc.aio.ServicerContext
+    ) -> trust_pb2.SyncResponse:
+        self.tokens.append(str(dict(context.invocation_metadata() or ()).get("authorization", "")))
+        if self.script:
+            await context.abort(*self.script.pop(0))
+        self.told.append(request)
+        return self.answer
 
     @asynccontextmanager
     async def serve(self, port: int = 0, hierarchy: Hierarchy | None = None) -> AsyncIterator[int]:
@@ -166,7 +186,13 @@ class NodeagentGrpcCa:
         service = grpc.method_handlers_generic_handler(
             "istio.v1.auth.IstioCertificateService", {"CreateCertificate": handler}
         )
-        server.add_generic_rpc_handlers((service,))
+        syncs = grpc.unary_unary_rpc_method_handler(
+            self.sync,
+            request_deserializer=trust_pb2.SyncRequest.FromString,
+            response_serializer=trust_pb2.SyncResponse.SerializeToString,
+        )
+        trust = grpc.method_handlers_generic_handler("gatehouse.trust.v1.TrustService", {"Sync": syncs})
+        server.add_generic_rpc_handlers((service, trust))
         key, chain = nodeagent_serving_cert(hierarchy or self.core.hierarchy, self.core.clock.now())
         credentials = grpc.ssl_server_credentials(((key, chain),))
         bound = server.add_secure_port(f"127.0.0.1:{port}", credentials)

@@ -47,10 +47,16 @@ class NodeagentTree:
         temporary.write_text(text)
         temporary.rename(self.docs / name)
 
-    def configure(self, port: int, listen: str = "127.0.0.1:0") -> AgentSettings:
-        """Write the configuration, with relative paths, and load it."""
+    def configure(self, port: int, listen: str = "127.0.0.1:0", *, syncs: bool = False) -> AgentSettings:
+        """Write the configuration, with relative paths, and load it.
+
+        Args:
+            syncs: with a token of the agent's own.
+        """
+        own = ", token_file: agent-token" if syncs else ""
+        (self.base / "agent-token").write_text("agent-token")
         self.config.write_text(
             f"directory: docs\nsockets: s\nlisten: {listen}\n"
-            f"ca: {{address: '127.0.0.1:{port}', root_file: root.pem, server_name: localhost}}\n"
+            f"ca: {{address: '127.0.0.1:{port}', root_file: root.pem, server_name: localhost{own}}}\n"
         )
         return load_settings(self.config, {}, {})

@@ -12,9 +12,11 @@ import pytest
 from ca import config as configuration
 from ca.authn import AuthnCode
 from ca.config import Address, CaConfig, ConfigCode, ConfigError, parse_name
+from ca.core.acknowledged import ClaimCode
 from ca.core.profile import ProfileError
 from ca.limits import LimitCode
 from ca.requests import RequestCode
+from ca.trust_service import SyncCode
 from mesh.settings import SettingsError
 from mesh.settings import describe as describe_settings
 from tests.fakes.ca_running import settings
@@ -130,5 +132,5 @@ def test_a_rotation_waits_until_every_replica_has_looked(tmp_path: Path) -> None
 
 def test_the_document_lists_everything() -> None:
     wanted = [row.path for row in describe_settings(CaConfig)]
-    wanted += [code.value for code in (*AuthnCode, *LimitCode, *RequestCode)]
+    wanted += [code.value for code in (*AuthnCode, *LimitCode, *RequestCode, *SyncCode, *ClaimCode)]
     assert [name for name in wanted if f"`{name}`" not in DOCUMENT] == []

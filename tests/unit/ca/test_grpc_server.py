@@ -11,15 +11,10 @@ from google.protobuf import struct_pb2
 
 from ca.authn import AuthnCode, AuthnError
 from ca.core.lint import LintCode, LintError
-from ca.grpc_server import (
-    STATUS,
-    ServerOptions,
-    Watch,
-    parse_request,
-    peer_certificates,
-    public_text,
-    refusal_metadata,
-)
+from ca.grpc_calls import peer_certificates
+from ca.grpc_refusals import STATUS, public_text, refusal_metadata
+from ca.grpc_server import ServerOptions, parse_request
+from ca.grpc_watch import Watch
 from ca.limits import LimitCode, LimitError
 from ca.requests import RequestCode, RequestError
 from mesh._proto import istio_ca_pb2

@@ -12,6 +12,7 @@ from nodeagent.config import AgentSettings
 from nodeagent.core.svid import ReplyCode
 from nodeagent.metrics import AgentMetrics
 from nodeagent.rotator import RotatorCode
+from nodeagent.trust import TrustCode
 
 FILE_MODE = {"directory", "sockets", "listen", "ca", "rotation", "debounce", "log_level"}
 TEXT = (Path(__file__).parents[3] / "docs" / "nodeagent.md").read_text()
@@ -22,7 +23,7 @@ def test_every_metric_is_explained() -> None:
 
 
 def test_every_code_is_explained() -> None:
-    codes = [*CaCode, *ReplyCode, *RotatorCode, *CompileCode]
+    codes = [*CaCode, *ReplyCode, *RotatorCode, *TrustCode, *CompileCode]
     assert [str(code) for code in codes if f"`{code}`" not in TEXT] == []
 
 

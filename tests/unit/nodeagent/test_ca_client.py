@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from ca.grpc_server import SERVER_TIME_KEY as CA_SERVER_TIME_KEY
+from ca.grpc_calls import SERVER_TIME_KEY as CA_SERVER_TIME_KEY
 from mesh.clock import SystemClock
 from mesh.errors import Category
 from mesh.spiffe import SpiffeId

@@ -14,8 +14,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from mesh._proto import workload_pb2 as pb
 from mesh.envoy.resources import ResourceSet
 from nodeagent.core.snapshot import IdentitySnapshot
+from nodeagent.core.trust import Verdict
 from tests.fakes.agent_identity import authority, identity, publish
-from tests.fakes.agent_server import Served, ended, read, served
+from tests.fakes.agent_server import Served, ended, read, served, until
 from tests.fakes.clock import FakeClock
 
 pytestmark = pytest.mark.asyncio
@@ -183,3 +184,26 @@ async def test_w10_reflection_lists_exactly_what_is_served() -> None:
             await stream.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=name))
             assert (await read(stream)).file_descriptor_response.file_descriptor_proto, name
         await stream.done_writing()
+
+
+@pytest.mark.parametrize("method", ["FetchX509SVID", "FetchX509Bundles"])
+async def test_a_client_has_new_roots_once_they_were_written_to_it(method: str) -> None:
+    long_after = 1e12  # no proxy comes any more
+
+    async with served() as web:
+        ca, other = authority(), authority()
+        publish(web.cache, identity(ca))
+        stream = call(web, method)
+        await read(stream)
+
+        def verdict() -> Verdict:
+            return web.cache.receivers.verdict(web.cache.snapshot, long_after)[0]
+
+        await until("written", lambda: verdict() is Verdict.ACCEPTED)
+        publish(web.cache, identity(ca, roots=(*ca.roots, *other.roots)))
+        assert verdict() is Verdict.PENDING
+        await read(stream)
+        await until("written", lambda: verdict() is Verdict.ACCEPTED)
+        publish(web.cache, identity(ca))
+        stream.cancel()
+        await until("gone", lambda: verdict() is Verdict.ACCEPTED)

@@ -208,3 +208,70 @@ def test_the_configured_ratio_is_used() -> None:
     bench.issue()
     assert bench.rotation.plan is not None
     assert bench.rotation.plan.renew_at - bench.now == dt.timedelta(hours=24) * 0.8
+
+
+# --- renewed ahead of time ----------------------------------------------------------------------------
+
+
+def hurried(bench: Bench, why: object = "taint", within: float = 600.0) -> float:
+    """Seconds until the attempt, which must come within that time."""
+    bench.rotation.hurry(why, within, bench.monotonic)
+    begin = bench.monotonic
+    while bench.poll().attempt is None:
+        assert bench.monotonic - begin <= within
+        bench.pass_time(max(bench.poll().wait, 0.001))
+    return bench.monotonic - begin
+
+
+def test_a_certificate_is_renewed_within_the_time_that_was_given(bench: Bench) -> None:
+    bench.issue()
+    assert bench.poll().attempt is None
+    assert 0 < hurried(bench) <= 600
+    assert bench.poll().attempt is Priority.ROUTINE
+
+
+def test_moments_are_spread_over_the_whole_time() -> None:
+    drawn = []
+    for seed in range(300):
+        bench = Bench()
+        bench.rotation = Rotation(rng=random.Random(seed))
+        bench.issue()
+        drawn.append(hurried(bench))
+    assert min(drawn) < 30
+    assert max(drawn) > 570
+    assert 270 < sum(drawn) / len(drawn) < 330
+
+
+def test_the_moment_is_drawn_once_for_each_reason(bench: Bench) -> None:
+    bench.issue()
+    assert bench.rotation.hurry("one", 600.0, bench.monotonic)
+    for _ in range(50):
+        bench.pass_time(1)
+        assert not bench.rotation.hurry("one", 600.0, bench.monotonic)
+    assert bench.rotation.hurry("two", 600.0, bench.monotonic)
+
+
+def test_a_shorter_time_draws_anew(bench: Bench) -> None:
+    bench.issue()
+    bench.rotation.hurry("one", 1e6, bench.monotonic)
+    assert bench.rotation.hurry("one", 1.0, bench.monotonic)
+    bench.pass_time(1)
+    assert bench.poll().attempt is Priority.ROUTINE
+
+
+def test_a_new_certificate_ends_the_hurry(bench: Bench) -> None:
+    bench.issue()
+    hurried(bench)
+    bench.issue()
+    assert bench.poll().attempt is None
+    assert bench.poll().wait == TICK
+
+
+def test_an_attempt_that_fails_waits_as_ever(bench: Bench) -> None:
+    bench.issue()
+    hurried(bench)
+    delay = bench.fail()
+    if delay > 0.001:
+        assert bench.poll().attempt is None
+    bench.pass_time(delay)
+    assert bench.poll().attempt is Priority.ROUTINE

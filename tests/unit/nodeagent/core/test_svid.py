@@ -14,7 +14,7 @@ from mesh.errors import Category
 from mesh.x509 import pem
 from mesh.x509.certs import spki_der
 from mesh.x509.verify import SvidCode
-from nodeagent.core.svid import KeyPair, ReplyCode, ReplyError, check_reply
+from nodeagent.core.svid import KeyPair, ReplyCode, ReplyError, check_reply, check_roots, check_under
 from tests.fakes.ca_factory import DAY, NOW, Hierarchy, Leaf, key_pkcs8, make_hierarchy, new_key
 
 PATH = "/ns/demo/sa/web"
@@ -239,3 +239,33 @@ def test_a_cross_signed_new_root_is_taken(ours: Hierarchy, foreign: Hierarchy) -
     snapshot = check(foreign, leaf, chain=chain, trusted=ours.roots)
     assert snapshot.bundle is not None
     assert snapshot.bundle.roots_der == foreign.roots
+
+
+# --- roots without a certificate ----------------------------------------------------------------------
+
+
+def test_the_epoch_is_kept_with_the_certificate(ours: Hierarchy) -> None:
+    svid = check(ours, ours.leaf(PATH), epoch=7).svid
+    assert svid is not None
+    assert svid.epoch == 7
+
+
+def test_roots_that_hang_together_with_what_is_trusted(ours: Hierarchy, foreign: Hierarchy) -> None:
+    pems = [pem.encode_certificate(h.root_der) for h in (foreign, ours, foreign)]
+    assert check_roots(pems, trusted=ours.roots) == (foreign.root_der, ours.root_der)
+
+
+def test_roots_that_do_not(ours: Hierarchy, foreign: Hierarchy) -> None:
+    for trusted in (ours.roots, ()):
+        with pytest.raises(ReplyError) as error:
+            check_roots([foreign.roots_pem], trusted=trusted)
+        assert error.value.code is ReplyCode.UNKNOWN_ROOT
+
+
+def test_a_certificate_that_a_later_bundle_no_longer_vouches_for(ours: Hierarchy, foreign: Hierarchy) -> None:
+    svid = check(ours, ours.leaf(PATH)).svid
+    assert svid is not None
+    check_under(svid, (*foreign.roots, *ours.roots), NOW)
+    with pytest.raises(ReplyError, match="replica that signed it is behind") as error:
+        check_under(svid, foreign.roots, NOW)
+    assert (error.value.code, error.value.category) == (ReplyCode.FORMER_ROOT, Category.INTERNAL)
