@@ -49,7 +49,7 @@ from mesh.kube.api import KubeApi, KubeCode, KubeError
 from mesh.obs.logs import logger
 from mesh.x509.certs import CertFields
 
-__all__ = ["SecretKeyStore", "SecretPlace", "look"]
+__all__ = ["SECRET_TYPE", "SecretKeyStore", "SecretPlace", "look"]
 
 _TRIES: Final = 5
 _log = logger(__name__)

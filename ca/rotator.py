@@ -128,13 +128,14 @@ class Rotator:
         if not self._leading():
             self.problem, self._agents = None, AgentCounts()
             return False
+        before = rotation_of(self._keystore)
         try:
-            stepped = self._tick(now)
+            self._tick(now)
         except (KubeError, KeyStoreError, RotationError) as e:
             self.problem = e
-            return False
-        self.problem = None
-        return stepped
+        else:
+            self.problem = None
+        return rotation_of(self._keystore) is not before
 
     def refresh_gauges(self, now: dt.datetime) -> None:
         """Bring gauges up to date before they are shown."""
@@ -151,9 +152,9 @@ class Rotator:
 
     # --- one look ---
 
-    def _tick(self, now: dt.datetime) -> bool:
+    def _tick(self, now: dt.datetime) -> None:
         seen = self._look()
-        stepped = self._catch_up(seen.status, now)
+        self._catch_up(seen.status, now)
         state = rotation_of(self._keystore)
         request, answer = _asked(seen.annotations, state, now)
         if answer is not None and not answer.done:
@@ -165,11 +166,8 @@ class Rotator:
                 self._refused(answer)
         if decision.step is not None:
             answer = self._take(decision.step, decision.forced, request, now) or answer
-            before, state = state, rotation_of(self._keystore)
-            stepped = stepped or state is not before
-            decision = self._plan(state, None, now)
+            decision = self._plan(rotation_of(self._keystore), None, now)
         self._say(seen, decision, answer, now)
-        return stepped
 
     def _look(self) -> _Seen:
         record = secret_record.get(self._api, self._place.config_map)
@@ -183,21 +181,20 @@ class Rotator:
             status = None  # it is written anew
         return _Seen(record, annotations if isinstance(annotations, dict) else {}, status)
 
-    def _catch_up(self, status: CaStatus | None, now: dt.datetime) -> bool:
+    def _catch_up(self, status: CaStatus | None, now: dt.datetime) -> None:
         """When the Secret is an older copy, give what it says numbers that nobody has seen."""
         keystore = self._keystore
         if status is None or status.phase is Phase.PLUGGED or not isinstance(keystore, SecretKeyStore):
-            return False
+            return
         state = keystore.rotation
         if status.generation <= state.generation and status.epoch <= state.epoch:
-            return False
+            return
         keystore.renumber(status.generation + 1, status.epoch + 1, now)
         _log.warning(
             "the Secret with the root is an older copy: its roots got numbers that no agent has seen yet",
             generation=status.generation + 1,
             epoch=status.epoch + 1,
         )
-        return True
 
     def _plan(self, state: RotationState, request: Request | None, now: dt.datetime) -> Decision:
         issuer = self._keystore.issuer(now)
