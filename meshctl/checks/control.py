@@ -21,6 +21,7 @@ COMPONENT: Final = "app.kubernetes.io/component"
 AGENTS: Final = f"{PART_OF},{COMPONENT}=nodeagent"
 CAPTURE: Final = f"{PART_OF},{COMPONENT}=capture"
 ROOT_KEY: Final = "root-cert.pem"
+_ROTATION: Final = "meshctl ca status; docs/rotation.md"
 _SOON: Final = dt.timedelta(days=30)
 _ROOTLESS: Final = frozenset({"kube-public", "kube-node-lease", "local-path-storage"})  # without workloads
 _NEEDED: Final = ("ca", "injector", "upkeep")
@@ -128,13 +129,9 @@ def _lifetime(view: View, text: str) -> Iterator[Row]:
     left = last - now
     day = last.strftime("%Y-%m-%d")
     if left <= dt.timedelta(0):
-        yield fail(
-            "root-lifetime", f"the root ended on {day}: no certificate is valid", "meshctl ca status; docs/rotation.md"
-        )
+        yield fail("root-lifetime", f"the root ended on {day}: no certificate is valid", _ROTATION)
     elif left < _SOON:
-        yield warn(
-            "root-lifetime", f"the root ends on {day}, in {left.days} days", "meshctl ca status; docs/rotation.md"
-        )
+        yield warn("root-lifetime", f"the root ends on {day}, in {left.days} days", _ROTATION)
     else:
         yield ok("root-lifetime", f"the root is valid until {day}")
 

@@ -65,10 +65,32 @@ _FAILED = '{{outcome="failed",reason="{}"}}'
 _NODE, _OF_NODE = '{instance="node1"}', {"instance": "node1"}
 _LATENCY = f"{_WEBHOOK}admission_duration_seconds_bucket"
 
+_ROOT_END = f"{_CA}root_cert_expiry_timestamp_seconds"
+
+
+def _rotation(
+    phase: str, seconds: float, *, expected: float = 3, acked: float = 3, outdated: float = 0
+) -> tuple[str, ...]:
+    """What the leader of the authority says in a phase."""
+    return (
+        _flat(f'{_CA}rotation_phase{{phase="{phase}"}}', 1),
+        _flat(f"{_CA}rotation_phase_seconds", seconds),
+        _flat(f"{_CA}agents_expected", expected),
+        _flat(f"{_CA}agents_acked", acked),
+        _flat(f"{_CA}agents_outdated_workloads", outdated),
+    )
+
+
 CASES: dict[str, Case] = {
     "GatehouseRootExpires": _case(
-        _flat(f"{_CA}root_cert_expiry_timestamp_seconds", 80 * _DAY),
-        _flat(f"{_CA}root_cert_expiry_timestamp_seconds", 100 * _DAY),
+        (
+            _flat(f"{_CA}root_cert_expiry_timestamp_seconds", 80 * _DAY),
+            _flat(f'{_CA}rotation_phase{{phase="plugged"}}', 1),
+        ),
+        (
+            _flat(f"{_CA}root_cert_expiry_timestamp_seconds", 80 * _DAY),
+            _flat(f'{_CA}rotation_phase{{phase="plugged"}}', 0),
+        ),
     ),
     "GatehouseAuthorityNotReady": _case(
         (_flat(f'{_CA}ready{{instance="a"}}', 0), _flat(f'{_CA}ready{{instance="b"}}', 0)),
@@ -224,6 +246,27 @@ CASES: dict[str, Case] = {
     "GatehouseClocksApart": _case(
         _flat(f"{_AGENT}clock_skew_seconds{_NODE}", -61),
         _flat(f"{_AGENT}clock_skew_seconds{_NODE}", 2),
+        labels=_OF_NODE,
+    ),
+    "GatehouseRotationStuck": _case(
+        _rotation("prepared", 4 * 3600, expected=3, acked=2),
+        _rotation("prepared", 4 * 3600, expected=3, acked=3),
+        _rotation("prepared", 3600, expected=3, acked=2),
+        _rotation("active", 4 * 3600, expected=3, acked=2),
+    ),
+    "GatehouseWorkloadsOutdated": _case(
+        _rotation("tainted", 4 * _DAY, outdated=1),
+        _rotation("active", 4 * _DAY),
+        _rotation("active", 2 * _DAY, outdated=9),
+    ),
+    "GatehouseRootEndsWithoutRotation": _case(
+        (_flat(_ROOT_END, 13 * _DAY), *_rotation("stable", _DAY)),
+        (_flat(_ROOT_END, 100 * _DAY), *_rotation("stable", _DAY)),
+        (_flat(_ROOT_END, 13 * _DAY), *_rotation("prepared", 60)),
+    ),
+    "GatehouseTrustSyncFails": _case(
+        _flat(f"{_AGENT}trust_sync_age_seconds{_NODE}", 3700),
+        _flat(f"{_AGENT}trust_sync_age_seconds{_NODE}", 900),
         labels=_OF_NODE,
     ),
 }

@@ -31,7 +31,8 @@ OWN: dict[str, frozenset[str]] = {
             "trust_domain", "state_dir", "ca_dir", "listen", "log_level", "log_json", "serving.names",
             "serving_grants", "token.jwks_file", "token.audiences", "cluster.kubernetes",
             "cluster.kubeconfig", "cluster.namespace", "cluster.replica", "cluster.secret", "cluster.lease",
-            "cluster.root_config_map", "cluster.owner_cluster_role", "cluster.token_review",
+            "cluster.root_config_map", "cluster.owner_cluster_role", "cluster.token_review", "cluster.agents",
+            "rotation.automatic", "rotation.hold",
         }
     ),
     "injector": frozenset(
@@ -52,9 +53,9 @@ OWN: dict[str, frozenset[str]] = {
     "nodeagent": frozenset(
         {
             "mode", "directory", "sockets", "listen", "metrics_tls", "log_level", "ca.address",
-            "ca.root_file", "kubernetes.node_name", "kubernetes.kubeconfig", "kubernetes.namespace",
-            "kubernetes.cluster_domain", "kubernetes.kubelet_dir", "kubernetes.driver_name",
-            "kubernetes.audience", "kubernetes.state_dir", "mesh.trust_domain",
+            "ca.root_file", "ca.token_file", "kubernetes.node_name", "kubernetes.kubeconfig",
+            "kubernetes.namespace", "kubernetes.cluster_domain", "kubernetes.kubelet_dir",
+            "kubernetes.driver_name", "kubernetes.audience", "kubernetes.state_dir", "mesh.trust_domain",
         }
     ),
 }  # fmt: skip
@@ -188,6 +189,7 @@ def _ca() -> Json:
             "existingSecret": _TEXT,
             "keepRoot": _FLAG,
             "tokenReview": _FLAG,
+            "rotation": _map({"automatic": _FLAG, "hold": {"type": "string", "pattern": _DURATION}}),
             "config": settings_schema("ca"),
         }
     )

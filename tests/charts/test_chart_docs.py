@@ -38,6 +38,7 @@ def test_what_is_left_behind_is_what_the_page_says() -> None:
     for kind, name in (
         ("Secret", "gatehouse-ca"),
         ("ConfigMap", "gatehouse-ca"),
+        ("ConfigMap", "gatehouse-ca-agents"),
         ("ConfigMap", "gatehouse-jwks"),
         ("ConfigMap", "gatehouse-nodes"),
         ("Lease", "gatehouse-ca"),

@@ -130,7 +130,7 @@ def test_tokens_go_only_where_they_are_needed(chart: Rendered) -> None:
         "injector/webhook": {"api-token"},
         "injector/certificate": {"api-token", "ca-token"},
         "upkeep/upkeep": {"api-token"} | own,
-        "nodeagent/nodeagent": {"api-token"} | own,
+        "nodeagent/nodeagent": {"api-token", "ca-token"},  # it tells the authority who has new roots
         **({"capture/agent": {"api-token"} | own, WORKER: set()} if CAPTURE in _processes(chart) else {}),
     }
     for item in chart.all("ServiceAccount"):

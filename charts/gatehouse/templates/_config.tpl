@@ -77,7 +77,9 @@
     "secret" "gatehouse-ca"
     "lease" "gatehouse-ca"
     "owner_cluster_role" (printf "%s-ca" $name)
+    "agents" (printf "%s/%s-nodeagent" .Release.Namespace $name)
     "token_review" $values.tokenReview)
+  "rotation" (dict "automatic" $values.rotation.automatic "hold" $values.rotation.hold)
 -}}
 {{- if .Values.metrics.tls -}}
 {{- range without (include "gatehouse.components" $ | splitList " ") "ca" "injector" -}}
@@ -106,7 +108,8 @@
     "root_namespace" .Release.Namespace)
   "ca" (dict
     "address" (printf "%s:15012" (include "gatehouse.host" (list . "ca")))
-    "root_file" "/var/run/secrets/istio/root-cert.pem")
+    "root_file" "/var/run/secrets/istio/root-cert.pem"
+    "token_file" "/var/run/secrets/tokens/istio-token")
 -}}
 {{- if .Values.metrics.tls -}}
 {{- $_ := set $own "metrics_tls" (dict

@@ -240,10 +240,14 @@ def test_what_the_chart_grants_is_what_is_asked(tmp_path: Path) -> None:
         kube.add(pod())
         for kind in ("Secret", "ConfigMap", "Lease"):
             kube.add({"kind": kind, "metadata": {"name": "gatehouse-ca", "namespace": NAMESPACE}})
+        shared = {"name": "gatehouse-ca-agents", "namespace": NAMESPACE}
+        kube.add({"kind": "ConfigMap", "metadata": shared})
         kube.add({"kind": "ClusterRole", "metadata": {"name": "gatehouse-ca", "uid": "u-1"}})
         settings = {"cluster__owner_cluster_role": "gatehouse-ca", "cluster__token_review": "true"}
+        settings["cluster__agents"] = f"{NAMESPACE}/gatehouse-nodeagent"
         with cluster_ca(kube, tmp_path, **settings) as ca:
             until(lambda: kube.find("ConfigMap", "istio-ca-root-cert", "default"), "published")
+            until(lambda: kube.asked("GET", ".*/configmaps/gatehouse-ca-agents"), "read by the leader")
             until(lambda: kube.find("ClusterTrustBundle", "gatehouse.dev:ca:roots"), "published")
             ca.client().create([ca.token()], ca.csr())
         refused, unused = compare("ca", kube.requests, {"ca": {"tokenReview": True}})
@@ -251,6 +255,7 @@ def test_what_the_chart_grants_is_what_is_asked(tmp_path: Path) -> None:
     assert unused <= {
         "attest certificates.k8s.io/signers gatehouse.dev/ca",  # the API server asks for it, on a create
         "create coordination.k8s.io/leases",  # when somebody has deleted the chart's
+        "patch /configmaps gatehouse-ca-agents",  # when a node agent reports
         "patch /configmaps istio-ca-root-cert",  # when somebody has changed it, or the roots change
         "patch certificates.k8s.io/clustertrustbundles gatehouse.dev:ca:roots",
     }
