@@ -1,4 +1,4 @@
-"""Command line for people who run Gatehouse: `meshctl inject|uninject|explain|check|identity|ca|version`.
+"""Command line for people who run Gatehouse: `meshctl check`, `inject`, `identity`, `ca` and others.
 
 Nothing heavy is imported before the command is known: `--help` answers like a shell command.
 """
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_identity(commands)
     _add_ca(commands)
+    _add_images(commands)
     _add_version(commands)
     return parser
 
@@ -274,6 +275,33 @@ _STEPS = {
     "retire": "stop to trust the former root",
     "abort": "forget the next root, before it signs",
 }
+
+
+def _add_images(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    actions = _command(
+        commands,
+        "images",
+        "images of a release into an archive, and out of it: for clusters without internet",
+        """\
+examples:
+  meshctl images save --archive gatehouse.tar -f images.txt     where the images can be pulled
+  meshctl images load --archive gatehouse.tar -f images.txt --to registry.example.com/team
+  meshctl images load --archive gatehouse.tar --tool ctr        on a node: no registry is needed
+
+docker, podman, nerdctl or ctr does the work. images.txt is part of a release (make release).
+An archive is checked against ARCHIVE.sha256 or SHA256SUMS beside it.
+""",
+    ).add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (("save", "pull images, and write them into one file"), ("load", "read such a file")):
+        action = _command(actions, name, text, "")
+        action.add_argument("images", nargs="*", metavar="IMAGE", help="full name of an image")
+        action.add_argument("-f", "--list", metavar="FILE", help="images.txt: one name a line")
+        action.add_argument("--archive", required=True, metavar="FILE", help="the archive")
+        action.add_argument("--tool", default="", choices=("docker", "podman", "nerdctl", "ctr"))
+        if name == "load":
+            action.add_argument(
+                "--to", default="", metavar="REGISTRY", help="and push them there, under this prefix"
+            )
 
 
 def _add_version(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

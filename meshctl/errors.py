@@ -18,6 +18,8 @@ class CtlCode(Code):
     NO_STATUS = "ctl_no_status"
     PLUGGED = "ctl_plugged"
     UNANSWERED = "ctl_unanswered"
+    TOOL = "ctl_tool"
+    CHECKSUM = "ctl_checksum"
 
 
 class CtlError(MeshError):

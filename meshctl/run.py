@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "explain": ("meshctl.explain", "run_explain"),
     "check": ("meshctl.check", "run_check_command"),
     "ca": ("meshctl.ca", "run_ca"),
+    "images": ("meshctl.images", "run_images"),
     "identity": ("meshctl.identity", "run_identity"),
     "version": ("meshctl.version", "run_version"),
 }
