@@ -1,6 +1,7 @@
 """A root is added at the real authority: the real agent hands it to a real Envoy and reports who has it.
 
-Everything is real but the API server. The CA is plugged in, so a root is added by writing a file.
+Everything is real but the API server. Where the CA is plugged in, a root is added by writing a file; in the
+last test the authority rotates a root of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import base64
 import datetime as dt
 import json
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ import pytest
 from cryptography import x509
 
 from ca.agent_sharing import CONFIG_MAP
-from mesh.ca_status import AgentCounts
+from ca.rotator import rotation_of
+from mesh.ca_status import REQUEST_ANNOTATION, AgentCounts, Phase, Step
 from mesh.clock import SystemClock
 from mesh.envoy.resources import SDS_ROOTS, Resource
 from mesh.envoy.secrets import roots_secret
+from mesh.kube.api import PatchType
 from mesh.x509.bundles import bundle_digest
 from nodeagent.agent import Agent
 from nodeagent.config import load_settings
@@ -45,6 +48,7 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.envoy]
 class Mesh:
     """One node: an authority, an agent with one workload, and its Envoy."""
 
+    kube: FakeKube
     ca: RunningClusterCa
     agent: Agent
     envoy: EnvoyProcess
@@ -73,11 +77,23 @@ class Mesh:
         """What the leader would say now of the bundle as it is."""
         runtime = self.ca.runtime
         assert runtime.cluster is not None
-        digest = bundle_digest(runtime.keystore.roots)
-        return runtime.cluster.agents.counts(digest, 0, 0, runtime.clock.now())
+        issuer = runtime.keystore.issuer(runtime.clock.now())
+        numbers = issuer.generation, issuer.epoch
+        return runtime.cluster.agents.counts(bundle_digest(issuer.roots), *numbers, runtime.clock.now())
 
     def acked(self, roots: int) -> Callable[[], bool]:
         return lambda: len(self.ca.runtime.keystore.roots) == roots and self.counts().acked == 1
+
+    def ask(self, step: Step, **others: str) -> None:
+        """Ask for a step of the rotation, as `meshctl ca` does."""
+        wanted = {f"{REQUEST_ANNOTATION}-{key}": text for key, text in others.items()}
+        annotations = {REQUEST_ANNOTATION: step.value, f"{REQUEST_ANNOTATION}-id": step.value, **wanted}
+        path = f"/api/v1/namespaces/{NAMESPACE}/configmaps/gatehouse-ca"
+        self.kube.api().patch(path, {"metadata": {"annotations": annotations}}, PatchType.MERGE)
+
+    def state(self) -> tuple[Phase, int, int]:
+        found = rotation_of(self.ca.runtime.keystore)
+        return found.phase, found.generation, found.epoch
 
     def secrets(self) -> dict[str, dict[str, Any]]:
         dump = self.envoy.config_dump()["configs"]
@@ -117,19 +133,22 @@ def serial(hierarchy: Hierarchy) -> int:
 
 
 @asynccontextmanager
-async def mesh(tmp_path: Path, form: str = "GRPC") -> AsyncIterator[Mesh]:
+async def mesh(
+    tmp_path: Path, form: str = "GRPC", own: Mapping[str, str] | None = None
+) -> AsyncIterator[Mesh]:
+    """With a plugged-in CA, or with `own` settings and a root that the authority makes."""
     made = SystemClock().now() - DAY
     first, second = make_hierarchy(now=made), make_hierarchy(now=made)
     plugged = tmp_path / "plugged"
     plugged.mkdir()
     first.write_cacerts(plugged)
-    overrides = {"cluster__agents": AGENTS, "ca_dir": str(plugged), "multi_root": "true"}
+    settings = own if own is not None else {"ca_dir": str(plugged), "multi_root": "true"}
     with FakeKube() as kube, tempfile.TemporaryDirectory(prefix="gh-", dir="/tmp") as short:
         prepare(kube)
         kube.add({"kind": "ConfigMap", "metadata": {"name": CONFIG_MAP, "namespace": NAMESPACE}})
         kube.add(pod(), agent_pod())
-        with cluster_ca(kube, tmp_path, **overrides) as ca:
-            agent = Agent(load_settings(_configure(tmp_path, Path(short), ca, first), {}, {}))
+        with cluster_ca(kube, tmp_path, cluster__agents=AGENTS, **settings) as ca:
+            agent = Agent(load_settings(_configure(tmp_path, Path(short), ca), {}, {}))
             stop = asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
                 task = tasks.create_task(agent.run(stop))
@@ -138,7 +157,7 @@ async def mesh(tmp_path: Path, form: str = "GRPC") -> AsyncIterator[Mesh]:
                     socket = Path(short, "s", "demo_web-1", "agent.sock")
                     envoy = EnvoyProcess(bootstrap(socket, form), Path(short, "envoy"), wait_ready=False)
                     await asyncio.to_thread(envoy.start)
-                    yield Mesh(ca, agent, envoy, plugged, first, second)
+                    yield Mesh(kube, ca, agent, envoy, plugged, first, second)
                 finally:
                     if envoy is not None:
                         await asyncio.to_thread(envoy.stop)
@@ -146,13 +165,13 @@ async def mesh(tmp_path: Path, form: str = "GRPC") -> AsyncIterator[Mesh]:
                     await task
 
 
-def _configure(base: Path, short: Path, ca: RunningClusterCa, first: Hierarchy) -> Path:
+def _configure(base: Path, short: Path, ca: RunningClusterCa) -> Path:
     docs = base / "docs"
     docs.mkdir()
     (docs / "web.yaml").write_text(nodeagent_workload("web-1", 8080))
     (base / "token").write_text(ca.token()[1].removeprefix("Bearer "))
     (base / "agent-token").write_text(ca.token(**AGENT_CLAIMS)[1].removeprefix("Bearer "))
-    (base / "root.pem").write_text(first.roots_pem)
+    (base / "root.pem").write_bytes(ca.roots)
     config = base / "agent.yaml"
     config.write_text(
         f"directory: docs\nsockets: {short}/s\nlisten: 127.0.0.1:0\n"
@@ -217,3 +236,50 @@ async def test_a_proxy_that_is_killed_is_pending_and_then_absent(
         pending = ("node-17: 1 workload pending (demo/web-1)",)
         await node.until("pending", lambda: node.counts().missing == pending)
         await node.until("absent", node.acked(2))
+
+
+async def test_a_root_is_rotated_with_everybody_s_acknowledgement(tmp_path: Path) -> None:
+    """ADR 14: told before it is used, acknowledged before it is relied on, renewed early only on request."""
+    async with mesh(tmp_path, own={"rotation__hold": "1s"}) as node:
+        await node.until("acknowledged at the start", node.acked(1))
+        await node.until("Envoy presents", node.serials_of_envoy)
+        before, former = node.serials_of_envoy(), node.roots_of_envoy()
+        node.ask(Step.PREPARE)
+        await node.until("two roots", lambda: len(node.roots_of_envoy()) == 2)
+        assert node.serials_of_envoy() == before
+        await node.until("activated by itself", lambda: node.state() == (Phase.ACTIVE, 2, 2))
+        assert node.serials_of_envoy() == before, "certificates are renewed when they are due"
+        await node.until("the certificate is of the former root", lambda: node.counts().outdated == 1)
+        assert node.counts().acked == 1
+        node.ask(Step.TAINT, within="1")
+        await node.until("renewed", lambda: node.agent.running["demo/web-1"].rotator.status().epoch == 2)
+        await node.until("Envoy presents it", lambda: node.serials_of_envoy() != before)
+        await node.until("nobody is outdated", lambda: node.counts().outdated == 0)
+        assert node.agent.running["demo/web-1"].rotator.status().issued == 2
+        node.ask(Step.RETIRE, force="true")
+        await node.until("the former root is gone", lambda: len(node.roots_of_envoy()) == 1)
+        assert node.roots_of_envoy().isdisjoint(former)
+        await node.until("acknowledged at the end", node.acked(1))
+        assert node.status()["trust"]["epoch"] == 2
+        assert node.agent.running["demo/web-1"].rotator.status().failures == 0
+
+
+async def test_a_root_is_not_used_while_a_proxy_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str, roots: tuple[bytes, ...]) -> Resource:
+        return roots_secret(name, [b"no certificate"] if len(roots) == 2 else roots)
+
+    monkeypatch.setattr("nodeagent.rotator.roots_secret", broken)
+    async with mesh(tmp_path, own={"rotation__hold": "1s"}) as node:
+        await node.until("acknowledged at the start", node.acked(1))
+        node.ask(Step.PREPARE)
+        named = ("node-17: 1 workload pending (demo/web-1), 1 refused it",)
+        await node.until("refused", lambda: node.counts().missing == named)
+        begun = node.ca.runtime.clock.now()
+        long_after = begun + 2 * dt.timedelta(seconds=1)
+        await node.until("the hold is over", lambda: node.ca.runtime.clock.now() > long_after)
+        assert node.state() == (Phase.PREPARED, 2, 1)
+        node.ask(Step.ABORT)
+        await node.until("back again", lambda: node.state() == (Phase.STABLE, 3, 1))
+        await node.until("acknowledged", node.acked(1))
