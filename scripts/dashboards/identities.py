@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from scripts.dashboards.grafana import RATE, Dashboard, Query, Row, graph, quantiles, rate_by, stat, table
+from scripts.dashboards.grafana import (
+    RATE,
+    Dashboard,
+    Query,
+    Row,
+    graph,
+    quantiles,
+    rate_by,
+    stat,
+    state_by,
+    table,
+)
 from scripts.dashboards.parts import (
     AGENT,
     AGENT_UP,
@@ -63,7 +74,8 @@ IDENTITIES: Final = Dashboard(
                 stat(
                     "Root ends in",
                     f"min({CA}_root_cert_expiry_seconds{{$own}})",
-                    "The first of the roots. Plan its replacement three months ahead: docs/ca.md.",
+                    "The first of the roots. The authority replaces one of its own 30 days ahead; a CA of "
+                    "yours is yours to replace: docs/rotation.md.",
                     unit="s",
                     steps=((None, "red"), (30 * DAY, "orange"), (90 * DAY, "green")),
                 ),
@@ -197,6 +209,52 @@ IDENTITIES: Final = Dashboard(
                     "still count as alive.",
                     Query(f"max by (resource) ({CA}_watch_silence_seconds{{$own}})", "{{resource}}"),
                     unit="s",
+                ),
+            ),
+        ),
+        Row(
+            "Rotation of roots",
+            (
+                graph(
+                    "Phase",
+                    "1 for the present one; docs/rotation.md has what each means, `meshctl ca status` what "
+                    "is waited for. Two at once: a replica has not read the Secret yet, or cannot.",
+                    state_by("phase", f"max by (phase) ({CA}_rotation_phase{{$own}}) > 0", CA_UP),
+                ),
+                graph(
+                    "Node agents that have acknowledged the roots",
+                    "Below the number expected, a rotation waits: `meshctl ca status` names who is missing.",
+                    Query(f"max({CA}_agents_expected{{$own}})", "expected"),
+                    Query(f"max({CA}_agents_acked{{$own}})", "acknowledged"),
+                ),
+                graph(
+                    "Workloads that are behind",
+                    "Their proxy has not taken the roots; their certificate is of a former root. Both fall "
+                    "to 0 before the former root goes.",
+                    Query(f"sum({AGENT}_bundle_pending_workloads{{$all}})", "roots not taken"),
+                    Query(f"sum({AGENT}_outdated_workloads{{$all}})", "certificate of a former root"),
+                ),
+                graph(
+                    "Generation and epoch",
+                    "The generation rises with each change of the roots, the epoch with each new signing "
+                    "root. The last agent follows within minutes.",
+                    Query(f"max({CA}_bundle_generation{{$own}})", "generation"),
+                    Query(f"max({CA}_issuer_epoch{{$own}})", "epoch"),
+                    Query(f"min({AGENT}_bundle_generation{{$all}})", "generation, last agent"),
+                ),
+                graph(
+                    "Steps",
+                    "By result. refused: somebody asked too early; failed: the log of the authority "
+                    "that leads has the reason.",
+                    rate_by("result", f"{CA}_rotation_steps_total", CA_UP),
+                    unit="ops",
+                ),
+                graph(
+                    "Calls for the roots",
+                    "By result, as the node agents see it: ok, or a code (docs/nodeagent.md). Each asks once "
+                    "a minute.",
+                    rate_by("result", f"{AGENT}_trust_syncs_total", AGENT_UP, "$all"),
+                    unit="ops",
                 ),
             ),
         ),
