@@ -14,8 +14,9 @@ import nodeagent.config
 from ca.keystore_secret import SECRET_TYPE
 from injector import capture_worker
 from mesh import settings
+from mesh.settings_values import parse_duration
 from nodeagent.core.kube_world import KEY_SETS_NAME
-from tests.fakes.helm import Rendered, render
+from tests.fakes.helm import CHART, Rendered, render
 
 VALUES: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -271,6 +272,53 @@ def test_a_ca_of_ones_own_is_mounted_and_no_root_is_made(tmp_path: Path) -> None
     volume = next(item for item in pod["volumes"] if item["name"] == mounts[str(config.ca_dir)])
     assert volume["secret"]["secretName"] == "cacerts"
     assert not rendered.all("Secret")
+    for role in rendered.all("Role", "ClusterRole"):
+        assert not [rule for rule in role["rules"] if "secrets" in rule.get("resources", ())]
+
+
+@pytest.mark.parametrize("secret", ["", "cacerts"])
+def test_rotations_are_told_and_acknowledged_with_any_ca(secret: str) -> None:
+    """A plugged-in CA is rotated by somebody else, who wants to see who trusts the new root."""
+    rendered = render(values={"ca": {"existingSecret": secret, "keepRoot": True}})
+    role = rendered.one("Role", "gatehouse-ca")
+    rights = {
+        name: rule["verbs"]
+        for rule in role["rules"]
+        if rule["resources"] == ["configmaps"]
+        for name in rule["resourceNames"]
+    }
+    assert rights == {"gatehouse-ca": ["get", "update"], "gatehouse-ca-agents": ["get", "patch"]}
+    for name in rights:
+        assert "data" not in rendered.one("ConfigMap", name)
+    kept = rendered.one("ConfigMap", "gatehouse-ca")["metadata"].get("annotations")
+    assert kept == (None if secret else {"helm.sh/resource-policy": "keep"})
+
+
+def test_node_agents_have_a_token_for_the_authority(tmp_path: Path) -> None:
+    for tls in (False, True):
+        rendered = render(values={"metrics": {"tls": tls}})
+        env = {f"{nodeagent.config.ENV_PREFIX}KUBERNETES__NODE_NAME": "node1"}
+        agent = nodeagent.config.load_settings(_write(tmp_path, rendered, "nodeagent"), env, {})
+        token = agent.ca.token_file
+        pod = rendered.one("DaemonSet", "gatehouse-nodeagent")["spec"]["template"]["spec"]
+        mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert token is not None
+        volume = next(item for item in pod["volumes"] if item["name"] == mounts[str(token.parent)])
+        source = volume["projected"]["sources"][0]["serviceAccountToken"]
+        assert (source["path"], source["audience"]) == (token.name, "istio-ca")
+        account = f"istio-system/{pod['serviceAccountName']}"
+        authority = ca.config.load(_write(tmp_path, rendered, "ca"), {})
+        assert authority.cluster.agents == account, "it alone may use the Sync API"
+
+
+@pytest.mark.parametrize(("automatic", "hold"), [(True, "1h"), (False, "90m")])
+def test_how_a_rotation_goes_on(automatic: bool, hold: str, tmp_path: Path) -> None:
+    values = {"ca": {"rotation": {"automatic": automatic, "hold": hold}}}
+    found = ca.config.load(_write(tmp_path, render(values=values), "ca"), {}).rotation
+    assert (found.automatic, found.hold) == (automatic, parse_duration(hold))
+    if automatic:
+        defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+        assert values["ca"]["rotation"] == defaults["ca"]["rotation"]
 
 
 def test_a_parent_chart_may_give_registry_and_pull_secrets(tmp_path: Path) -> None:
