@@ -69,15 +69,39 @@ _ROOT_END = f"{_CA}root_cert_expiry_timestamp_seconds"
 
 
 def _rotation(
-    phase: str, seconds: float, *, expected: float = 3, acked: float = 3, outdated: float = 0
+    phase: str,
+    seconds: float,
+    *,
+    expected: float = 3,
+    acked: float = 3,
+    outdated: float = 0,
+    late: tuple[str, float] | None = None,
 ) -> tuple[str, ...]:
-    """What the leader of the authority says in a phase."""
+    """What the leader of the authority says in a phase, and another replica.
+
+    Args:
+        late: phase, and seconds since it began, of a replica that has not read the step yet.
+    """
+    leads, other = '{instance="a"}', '{instance="b"}'
     return (
-        _flat(f'{_CA}rotation_phase{{phase="{phase}"}}', 1),
-        _flat(f"{_CA}rotation_phase_seconds", seconds),
-        _flat(f"{_CA}agents_expected", expected),
-        _flat(f"{_CA}agents_acked", acked),
-        _flat(f"{_CA}agents_outdated_workloads", outdated),
+        *_phase("a", phase, seconds),
+        *_phase("b", *(late or (phase, seconds))),
+        _flat(f"{_CA}agents_expected{leads}", expected),
+        _flat(f"{_CA}agents_expected{other}", 0),
+        _flat(f"{_CA}agents_acked{leads}", acked),
+        _flat(f"{_CA}agents_acked{other}", 0),
+        _flat(f"{_CA}agents_outdated_workloads{leads}", outdated),
+        _flat(f"{_CA}agents_outdated_workloads{other}", 0),
+    )
+
+
+def _phase(instance: str, phase: str, seconds: float) -> tuple[str, ...]:
+    return (
+        *(
+            _flat(f'{_CA}rotation_phase{{instance="{instance}",phase="{name}"}}', int(name == phase))
+            for name in ("stable", "prepared", "active", "tainted", "plugged")
+        ),
+        _flat(f'{_CA}rotation_phase_seconds{{instance="{instance}"}}', seconds),
     )
 
 
@@ -253,11 +277,14 @@ CASES: dict[str, Case] = {
         _rotation("prepared", 4 * 3600, expected=3, acked=3),
         _rotation("prepared", 3600, expected=3, acked=2),
         _rotation("active", 4 * 3600, expected=3, acked=2),
+        _rotation("stable", 300 * _DAY, expected=3, acked=2),
+        _rotation("prepared", 60, acked=0, late=("stable", 300 * _DAY)),
     ),
     "GatehouseWorkloadsOutdated": _case(
         _rotation("tainted", 4 * _DAY, outdated=1),
         _rotation("active", 4 * _DAY),
         _rotation("active", 2 * _DAY, outdated=9),
+        _rotation("active", 60, outdated=9, late=("prepared", 30 * _DAY)),
     ),
     "GatehouseRootEndsWithoutRotation": _case(
         (_flat(_ROOT_END, 13 * _DAY), *_rotation("stable", _DAY)),
