@@ -20,6 +20,8 @@ SOON: Final = dt.timedelta(days=30)
 """A root that ends sooner is worth a word when nobody replaces it by itself."""
 LATE: Final = dt.timedelta(days=14)
 """A root that ends sooner, and is not being replaced, is worth one in any case."""
+PATIENCE: Final = dt.timedelta(minutes=5)
+"""A step that is held up for so long is worth a word: node agents ask once a minute."""
 ISSUER_SOON: Final = dt.timedelta(days=7)
 _HEADS: Final = ("ROOT", "ROLE", "SHA-256", "STARTS", "ENDS", "LEFT")
 _NAME: Final = 10
@@ -92,7 +94,7 @@ def _problems(status: CaStatus, now: dt.datetime, namespace: str) -> Iterator[Pr
                 else "docs/rotation.md, a plugged-in CA"
             )
             yield Problem(f"the root {_end(left)}, and nothing replaces it", how)
-    if status.waiting and status.next_at is not None and now > status.next_at:
+    if status.waiting and status.next_at is not None and now > status.next_at + PATIENCE:
         what = status.next_step or {Phase.PREPARED: Step.ACTIVATE}.get(status.phase, Step.RETIRE)
         yield Problem(
             f"{what} could be since {_stamp(status.next_at)} and waits: {status.waiting[0].text}"

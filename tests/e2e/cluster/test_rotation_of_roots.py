@@ -22,7 +22,7 @@ pytestmark = CLUSTER
 PATIENCE = 180
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hasty(mesh: Mesh) -> Iterator[Mesh]:
     """The mesh, with an authority that waits no hour before it uses a root."""
     mesh.install("--set=ca.rotation.hold=5s")

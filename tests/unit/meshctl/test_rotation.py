@@ -11,7 +11,7 @@ import pytest
 
 from mesh.ca_status import AgentCounts, Answer, CaStatus, Phase, RootRole, RootView, Step, Waiting
 from mesh.obs.table import MAX_WIDTH
-from meshctl.rotation import LATE, SOON, STALE, document, problems, show
+from meshctl.rotation import LATE, PATIENCE, SOON, STALE, document, problems, show
 from meshctl.terminal import Screen
 from tests.fakes.golden import check_golden
 
@@ -155,8 +155,9 @@ def test_the_present_phase_stands_out_on_a_terminal() -> None:
         ({"roots": (root(RootRole.SIGNING, 1, LATE - DAY),)}, ["the root ends in"]),
         ({"phase": Phase.PREPARED, "roots": (root(RootRole.SIGNING, 1, LATE - DAY),)}, []),
         ({"waiting": PREPARED.waiting, "next_at": NOW + SECOND}, []),
-        ({"waiting": PREPARED.waiting, "next_at": NOW - SECOND}, ["prepare could be since"]),
-        ({"waiting": (), "next_at": NOW - SECOND}, []),
+        ({"waiting": PREPARED.waiting, "next_at": NOW - PATIENCE}, []),
+        ({"waiting": PREPARED.waiting, "next_at": NOW - PATIENCE - SECOND}, ["prepare could be since"]),
+        ({"waiting": (), "next_at": NOW - PATIENCE - SECOND}, []),
     ],
 )
 def test_what_is_a_problem(changes: dict[str, Any], words: list[str]) -> None:
