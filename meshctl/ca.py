@@ -29,7 +29,7 @@ from mesh.ca_status import (
 )
 from mesh.errors import Category
 from mesh.kube.api import KubeCode, KubeError, PatchType
-from meshctl.cluster import Cluster, annotations_of, connect
+from meshctl.cluster import Cluster, annotations_of, connect, metadata_of
 from meshctl.errors import CtlCode, CtlError, bad_argument
 from meshctl.exits import EXIT_OK, EXIT_PROBLEM
 from meshctl.rotation import document, path, problems, show
@@ -37,6 +37,8 @@ from meshctl.terminal import Screen
 
 ASK_EVERY: Final = 0.5
 """Seconds between two looks for an answer; the authority looks every few seconds."""
+TRIES: Final = 5
+"""Of a request: the authority writes there too."""
 MAX_WAIT: Final = 3600.0
 _DURATION = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _UNITS: Final[Mapping[str, int]] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -52,11 +54,13 @@ class Found:
     """What the ConfigMap says.
 
     Attributes:
-        asked: the annotations of a request that was not answered yet.
+        asked: the step of a request that was not answered yet; empty when there is none.
+        version: of the ConfigMap.
     """
 
     status: CaStatus
-    asked: Mapping[str, str]
+    asked: str
+    version: str
 
 
 def run_ca(options: argparse.Namespace, screen: Screen) -> int:
@@ -91,9 +95,8 @@ def read_status(cluster: Cluster, namespace: str) -> Found:
             f" next: kubectl -n {namespace} logs deploy/gatehouse-ca",
             category=Category.INTERNAL,
         )
-    notes = annotations_of(item)
-    asked = {name: str(value) for name, value in notes.items() if name.startswith(REQUEST_ANNOTATION)}
-    return Found(decode(text), asked if REQUEST_ANNOTATION in asked else {})
+    asked = str(annotations_of(item).get(REQUEST_ANNOTATION, ""))[:40]
+    return Found(decode(text), asked, str(metadata_of(item).get("resourceVersion", "")))
 
 
 def _path(namespace: str) -> str:
@@ -102,8 +105,9 @@ def _path(namespace: str) -> str:
 
 def _status(options: argparse.Namespace, screen: Screen) -> int:
     cluster = connect(options)
-    status, now = read(cluster).status, cluster.local_now()
-    found = problems(status, now, cluster.mesh_namespace)
+    told, now = read(cluster), cluster.local_now()
+    status = told.status
+    found = problems(status, now, cluster.mesh_namespace, asked=told.asked)
     if options.output == "json":
         screen.say_json(document(status, found))
     else:
@@ -137,29 +141,58 @@ def _ask(step: Step, options: argparse.Namespace, screen: Screen) -> int:
     if force:
         notes[FORCE_ANNOTATION] = "true"
     cluster = connect(options)
-    found = read(cluster)
-    if found.status.phase is Phase.PLUGGED:
-        raise CtlError(
-            CtlCode.PLUGGED,
-            f"{step}: the CA comes from files (ca.existingSecret), and whoever makes them rotates it;"
-            " next: docs/rotation.md, a plugged-in CA",
-            category=Category.INTERNAL,
-        )
-    if found.asked:
-        raise CtlError(
-            CtlCode.UNANSWERED,
-            f"somebody asked for {found.asked[REQUEST_ANNOTATION][:40]!r} and has no answer yet: an authority"
-            " that leads answers within seconds; next: meshctl ca status",
-            category=Category.INTERNAL,
-        )
+    version = _free(cluster, step)
     if force:
         _confirm(step, options, screen)
-    cluster.api.patch(_path(cluster.mesh_namespace), {"metadata": {"annotations": notes}}, PatchType.MERGE)
+    _put(cluster, step, notes, version)
     if options.wait == 0:
         screen.remark(f"asked for {step}; next: meshctl ca status")
         return EXIT_OK
     answered = _wait(cluster, notes[REQUEST_ID_ANNOTATION], options.wait)
     return _told(answered, step, options, screen)
+
+
+def _free(cluster: Cluster, step: Step) -> str:
+    """The version of a ConfigMap in which nobody waits for an answer.
+
+    Raises:
+        CtlError: somebody does, or this authority rotates nothing.
+    """
+    found = read(cluster)
+    if found.status.phase is Phase.PLUGGED:
+        raise CtlError(
+            CtlCode.PLUGGED,
+            f"{step}: the CA comes from files (ca.existingSecret), and whoever makes them rotates it;"
+            " next: docs/rotation.md, a CA of your own",
+            category=Category.INTERNAL,
+        )
+    if found.asked:
+        raise CtlError(
+            CtlCode.UNANSWERED,
+            f"somebody asked for {found.asked!r} and has no answer yet: whoever leads answers within seconds;"
+            " next: meshctl ca status",
+            category=Category.INTERNAL,
+        )
+    return found.version
+
+
+def _put(cluster: Cluster, step: Step, notes: Mapping[str, str], version: str) -> None:
+    """Write a request, and never over another one: the ConfigMap must be as it was seen.
+
+    Raises:
+        CtlError: somebody else asks.
+        KubeError: not allowed or no answer.
+    """
+    for left in reversed(range(TRIES)):
+        metadata = {"resourceVersion": version, "annotations": notes}
+        try:
+            cluster.api.patch(_path(cluster.mesh_namespace), {"metadata": metadata}, PatchType.MERGE)
+        except KubeError as error:
+            if error.code is not KubeCode.CONFLICT or not left:
+                raise
+            version = _free(cluster, step)
+        else:
+            return
 
 
 def _confirm(step: Step, options: argparse.Namespace, screen: Screen) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mesh.ca_status import CaStatus, Phase, RootRole, RootView, Step, Waiting
+from mesh.ca_status import CONFIG_MAP, REQUEST_ANNOTATION, CaStatus, Phase, RootRole, RootView, Step, Waiting
 from mesh.obs.table import render_table
 from meshctl.terminal import Colour, Screen, span, wrapped
 
@@ -68,9 +68,22 @@ class Problem:
         return {"text": self.text, "next": self.next}
 
 
-def problems(status: CaStatus, now: dt.datetime, namespace: str) -> list[Problem]:
-    """What is wrong, the worst first."""
-    return list(_problems(status, now, namespace))
+def problems(status: CaStatus, now: dt.datetime, namespace: str, *, asked: str = "") -> list[Problem]:
+    """What is wrong, the worst first.
+
+    Args:
+        asked: a step that somebody asked for, and that was not answered.
+    """
+    found = list(_problems(status, now, namespace))
+    if asked:
+        found.append(
+            Problem(
+                f"somebody asked for {asked!r}, and nobody has answered: whoever leads does within seconds",
+                f"meshctl ca status; withdraw it: kubectl -n {namespace} annotate configmap {CONFIG_MAP}"
+                f" {REQUEST_ANNOTATION}-",
+            )
+        )
+    return found
 
 
 def _problems(status: CaStatus, now: dt.datetime, namespace: str) -> Iterator[Problem]:
@@ -91,7 +104,7 @@ def _problems(status: CaStatus, now: dt.datetime, namespace: str) -> Iterator[Pr
             how = (
                 _BY_HAND[Phase.STABLE]
                 if status.phase is Phase.STABLE
-                else "docs/rotation.md, a plugged-in CA"
+                else "docs/rotation.md, a CA of your own"
             )
             yield Problem(f"the root {_end(left)}, and nothing replaces it", how)
     if status.waiting and status.next_at is not None and now > status.next_at + PATIENCE:

@@ -15,14 +15,15 @@ def rotation(view: View) -> Iterator[Row]:
     """Somebody leads, the steps go on, and every agent has acknowledged the roots."""
     namespace = view.installed.namespace
     try:
-        status = read_status(view.cluster, namespace).status
+        seen = read_status(view.cluster, namespace)
     except KubeError:
         raise
     except MeshError as error:
         what, _, how = error.public.partition("; next: ")
         yield warn("rotation", f"{what} [{error.code}]", how or "meshctl ca status")
         return
-    found = problems(status, view.cluster.local_now(), namespace)
+    status = seen.status
+    found = problems(status, view.cluster.local_now(), namespace, asked=seen.asked)
     for problem in found:
         yield warn("rotation", problem.text, problem.next)
     if not found:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.ca_status import REQUEST_ANNOTATION, AgentCounts
+from mesh.ca_status import REQUEST_ANNOTATION, AgentCounts, Step
 from meshctl import ca
 from meshctl.cluster import Cluster
 from meshctl.errors import CtlCode, CtlError
@@ -45,7 +45,7 @@ def status(kube: FakeKube, directory: Path) -> dict[str, object]:
     return dict(json.loads(run(kube, directory, "status", "-o", "json").out))
 
 
-def annotations(kube: FakeKube) -> dict[str, str]:
+def notes_of(kube: FakeKube) -> dict[str, str]:
     found = kube.find("ConfigMap", "gatehouse-ca", NAMESPACE)
     assert found is not None
     return dict(found["metadata"].get("annotations") or {})
@@ -66,7 +66,7 @@ def test_a_whole_rotation(kube: FakeKube, lead: Leader, tmp_path: Path) -> None:
     assert run(kube, tmp_path, "retire", "--force", "--yes").code == 0
     found = status(kube, tmp_path)
     assert (found["phase"], found["generation"], found["epoch"]) == ("stable", 3, 2)
-    assert annotations(kube) == {}
+    assert notes_of(kube) == {}
 
 
 def test_a_step_that_waits_is_refused_with_what_it_waits_for(
@@ -149,13 +149,41 @@ def test_nobody_leads(kube: FakeKube, tmp_path: Path) -> None:
         pass
     ran = run(kube, tmp_path, "prepare", "--wait", "0.3")
     assert (ran.code, "[ctl_unanswered]" in ran.err) == (3, True)
-    assert annotations(kube)[REQUEST_ANNOTATION] == "prepare"
+    assert notes_of(kube)[REQUEST_ANNOTATION] == "prepare"
     ran = run(kube, tmp_path, "abort")
     assert (ran.code, "somebody asked for 'prepare'" in ran.err) == (1, True)
-    assert annotations(kube)[REQUEST_ANNOTATION] == "prepare"
+    assert notes_of(kube)[REQUEST_ANNOTATION] == "prepare"
+    ran = run(kube, tmp_path, "status")
+    assert (ran.code, "somebody asked for 'prepare', and nobody has answered" in ran.out) == (1, True)
+    assert "annotate configmap gatehouse-ca gatehouse.dev/ca-request-" in ran.out
     with leader(kube) as back:
         back.tick()
-    assert annotations(kube) == {}
+    assert notes_of(kube) == {}
+
+
+def test_two_who_ask_at_once_do_not_take_each_other_s_place(kube: FakeKube, tmp_path: Path) -> None:
+    """Between look and write somebody else has asked: the version of the ConfigMap is another one."""
+    with leader(kube):
+        pass
+    cluster = Cluster(kube.api(), "default", NAMESPACE)
+    seen = ca.read(cluster).version
+    ca._put(cluster, Step.PREPARE, {REQUEST_ANNOTATION: "prepare"}, seen)
+    with pytest.raises(CtlError) as refusal:
+        ca._put(cluster, Step.ABORT, {REQUEST_ANNOTATION: "abort"}, seen)
+    assert refusal.value.code is CtlCode.UNANSWERED
+    assert notes_of(kube)[REQUEST_ANNOTATION] == "prepare"
+
+
+def test_the_authority_writes_while_somebody_asks(kube: FakeKube, tmp_path: Path) -> None:
+    with leader(kube):
+        pass
+    cluster = Cluster(kube.api(), "default", NAMESPACE)
+    seen = ca.read(cluster).version
+    found = kube.find("ConfigMap", "gatehouse-ca", NAMESPACE)
+    assert found is not None
+    kube.add({**found, "kind": "ConfigMap", "data": {**found["data"], "more": "x"}})
+    ca._put(cluster, Step.PREPARE, {REQUEST_ANNOTATION: "prepare"}, seen)
+    assert notes_of(kube)[REQUEST_ANNOTATION] == "prepare"
 
 
 def test_it_need_not_wait(kube: FakeKube, lead: Leader, tmp_path: Path) -> None:
@@ -186,7 +214,7 @@ def test_a_ca_from_files_is_rotated_by_others(kube: FakeKube, tmp_path: Path) ->
         assert (ran.code, "[ctl_plugged]" in ran.err) == (1, True)
         ran = run(kube, tmp_path, "status")
         assert ran.out.splitlines()[0] == "[plugged]"
-        assert annotations(kube) == {}
+        assert notes_of(kube) == {}
 
 
 def test_waiting_ends_in_time_and_survives_an_api_server_that_was_away(
