@@ -423,3 +423,14 @@ def test_replicas_spread_and_survive_drains(chart: Rendered) -> None:
         assert budget["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
     daemon = chart.one("DaemonSet", "gatehouse-nodeagent")["spec"]["template"]["spec"]
     assert daemon["tolerations"] == [{"operator": "Exists"}]
+
+
+def test_every_port_names_its_protocol(chart: Rendered) -> None:
+    """API servers of 1.20 refuse a server-side apply (Helm 4) of ports without it: it is part of the key."""
+    ports = [port for item in chart.all("Service") for port in item["spec"]["ports"]]
+    for item in chart.all("Deployment", "DaemonSet"):
+        pod = item["spec"]["template"]["spec"]
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
+            ports += container.get("ports", ())
+    assert len(ports) > 8
+    assert [port for port in ports if port.get("protocol") != "TCP"] == []

@@ -83,15 +83,23 @@ def _install(binary: Path) -> None:
     new.rename(binary)
 
 
-def helm(*arguments: str, timeout: float = _SECONDS, env: Mapping[str, str] | None = None) -> str:
+def helm(
+    *arguments: str,
+    timeout: float = _SECONDS,
+    env: Mapping[str, str] | None = None,
+    program: Path | None = None,
+) -> str:
     """Run Helm; its output.
+
+    Args:
+        program: another Helm than `helm_path`.
 
     Raises:
         HelmError: with what it said.
     """
     home = CACHE / "home"
     done = subprocess.run(
-        [helm_path(), *arguments],
+        [program or helm_path(), *arguments],
         check=False,
         capture_output=True,
         text=True,

@@ -123,10 +123,10 @@ imagePullPolicy: {{ $root.Values.image.pullPolicy }}
 {{/* Ports for health and metrics of a process that has both on 15014, or metrics by TLS beside. */}}
 {{- define "gatehouse.metrics-ports" -}}
 {{- if .Values.metrics.tls -}}
-- {name: http-health, containerPort: 15014}
-- {name: https-metrics, containerPort: 15015}
+- {name: http-health, containerPort: 15014, protocol: TCP}
+- {name: https-metrics, containerPort: 15015, protocol: TCP}
 {{- else -}}
-- {name: http-metrics, containerPort: 15014}
+- {name: http-metrics, containerPort: 15014, protocol: TCP}
 {{- end -}}
 {{- end -}}
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tests.cluster.kubectl import Kubectl
-from tests.cluster.mesh import Mesh
+from tests.cluster.mesh import NAMESPACE, RELEASE, Mesh
 from tests.cluster.run import ClusterError
 from tests.cluster.under_test import ClusterUnderTest
-from tests.fakes.helm import CHART, HelmError, render
+from tests.fakes.helm import CHART, HelmError, helm, render
+from tests.fakes.helm4 import helm4_path, why_not_here
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
 
@@ -43,6 +44,36 @@ def test_a_second_release_is_refused_by_the_name_of_the_first(mesh: Mesh) -> Non
         mesh.helm("install", "second", str(CHART))
     assert "release gatehouse of namespace istio-system is a Gatehouse already" in str(refused.value)
     assert "second" not in mesh.helm("list", "--all", "--short").split()
+
+
+@pytest.mark.skipif(bool(why_not_here()), reason=why_not_here())
+def test_helm_4_takes_a_release_over_and_leaves_alone_what_the_processes_wrote(mesh: Mesh) -> None:
+    """Server-side apply, the way of Helm 4, of objects that the chart renders empty and processes fill."""
+    before = _filled(mesh)
+    assert all(before.values())
+    place = (f"--kubeconfig={mesh.kube.kubectl.kubeconfig}", f"--namespace={NAMESPACE}")
+    words = ("upgrade", RELEASE, str(CHART), "--reuse-values", "--server-side=true", "--wait=watcher")
+    try:
+        for level in ("debug", "info"):  # the second one finds fields that are Helm 4's already
+            said = helm(*words, f"--set=log.level={level}", *place, timeout=200, program=helm4_path())
+            assert "STATUS: deployed" in said
+            assert _filled(mesh) == before
+    finally:
+        mesh.install()  # by Helm 3 again
+    assert _filled(mesh) == before
+
+
+def _filled(mesh: Mesh) -> dict[str, Any]:
+    """What the processes have written into objects of the chart."""
+    webhooks = mesh.kubectl.get("mutatingwebhookconfiguration/gatehouse-sidecar-injector")["webhooks"]
+    record = mesh.kubectl.get("configmap/gatehouse-ca")["data"]
+    return {
+        "keys": mesh.kubectl.get("secret/gatehouse-ca")["data"],
+        "bundles": [webhook["clientConfig"].get("caBundle") for webhook in webhooks],
+        "record": record["root-sha256"],
+        "status": "status.json" in record,
+        "nodes": mesh.kubectl.get("configmap/gatehouse-nodes")["data"],
+    }
 
 
 def _policy(kind: str, spec: dict[str, Any], version: str = "v1") -> dict[str, Any]:
