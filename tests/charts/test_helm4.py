@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,23 +56,59 @@ def _name(item: dict[str, Any]) -> tuple[str, str, str]:
     return item["kind"], metadata.get("namespace", ""), metadata["name"]
 
 
-@pytest.mark.parametrize("values", [row[1] for row in REFUSED], ids=[row[0] for row in REFUSED])
-def test_bad_values_are_refused_with_the_field(tmp_path: Path, values: dict[str, Any]) -> None:
-    """Helm 4 names the place as a JSON pointer; what is not known, or missing, by its name at that place."""
+# What Helm 4 says of the rows of REFUSED, after `at 'PLACE': `.
+SAID = {
+    "top": ("", "additional properties 'replica' not allowed"),
+    "nested": ("/image/control", "additional properties 'tag' not allowed"),
+    "deep": ("/injector/webhook", "additional properties 'timeout' not allowed"),
+    "setting-typo": ("/ca/config/issue", "additional properties 'default_lifetme' not allowed"),
+    "setting-kept": ("/ca/config", "additional properties 'state_dir' not allowed"),
+    "setting-range": ("/injector/config/workers", "maximum: got 99, want 16"),
+    "setting-choice": ("/ca/config/issue/excess", "value must be one of 'refuse', 'cap'"),
+    "duration": ("/ca/config/issue/backdate", "'2 minutes' does not match pattern"),
+    "type": ("/ca/replicas", "got string, want integer"),
+    "zero": ("/injector/replicas", "minimum: got 0, want 1"),
+    "choice": ("/log/level", "value must be one of 'debug', 'info', 'warning', 'error'"),
+    "digest": ("/image/proxy/digest", "'sha256:abc' does not match pattern"),
+    "tag": ("/image/tag", "'a b' does not match pattern"),
+    "trust-domain": ("/trustDomain", "'Cluster.Local' does not match pattern"),
+    "path": ("/nodeagent/kubeletDir", "'var/lib' does not match pattern"),
+    "webhook-seconds": ("/injector/webhook/timeoutSeconds", "maximum: got 31, want 30"),
+    "scale-zero": ("/ca/autoscaling/minReplicas", "minimum: got 0, want 1"),
+    "scale-typo": ("/ca/autoscaling", "additional properties 'targetCpu' not allowed"),
+    "global": ("/global/imagePullSecrets/0", "missing property 'name'"),
+    "root": ("/podSecurity/runAsUser", "minimum: got 0, want 1"),
+    "extra-object": ("/extraObjects/0", "missing properties 'apiVersion', 'metadata'"),
+    "extra-number": ("/extraObjects/0", "got number, want string or object"),
+    "quantity": ("/ca/resources/limits/memory", "'lots' does not match pattern"),
+}
+
+
+def test_every_refusal_of_helm_3_is_asked_of_helm_4() -> None:
+    assert list(SAID) == [row[0] for row in REFUSED]
+
+
+@pytest.mark.parametrize(("name", "values"), [row[:2] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_bad_values_are_refused_with_field_and_reason(
+    tmp_path: Path, name: str, values: dict[str, Any]
+) -> None:
+    place, reason = SAID[name]
     with pytest.raises(HelmError) as refused:
         template(tmp_path, values, "1.32.0")
-    said = str(refused.value)
-    assert any(place in said for place in places(values)), said
+    assert f"- at '{place}': {reason}" in str(refused.value)
 
 
-def places(values: Any, pointer: str = "") -> Iterator[str]:
-    """How a message may name the one wrong place: `at '/a/b'`."""
-    items = list(values.items() if isinstance(values, dict) else enumerate(values))
-    for key, value in items:
-        here = f"{pointer}/{key}"
-        yield f"at '{pointer}': additional properties '{key}' not allowed"
-        yield f"at '{here}': missing propert"
-        if isinstance(value, (dict, list)) and value:
-            yield from places(value, here)
-        else:
-            yield f"at '{here}': "
+def test_old_clusters_and_what_they_cannot_do_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(HelmError, match="incompatible with Kubernetes"):
+        template(tmp_path, {}, "1.19.0")
+    with pytest.raises(HelmError, match=r"needs Kubernetes 1\.21.*istio-injection=enabled"):
+        template(tmp_path, {"injector": {"namespacesByDefault": True}}, "1.20.2")
+
+
+def test_notes_are_shown() -> None:
+    """Helm 4 shows them without a cluster, with `--dry-run=client`."""
+    words = ("--namespace=istio-system", "--dry-run=client", "--set=injector.policyWebhook.enabled=false")
+    _, _, notes = helm4("install", "gatehouse", str(CHART), *words).partition("NOTES:")
+    assert "WARNING" in notes
+    assert "policies that cannot be enforced are stored" in " ".join(notes.split())
+    assert "image.registry is empty" in notes

@@ -259,7 +259,8 @@ def test_agent_and_worker_of_a_node_meet(tmp_path: Path) -> None:
     assert worker["command"] == ["python3", "-m", capture_worker.__name__]
     assert agent["command"] == ["python", "-m", "injector", "capture"]
     assert config.listen.plain is not None
-    assert {"name": "http-metrics", "containerPort": config.listen.plain.port} in agent["ports"]
+    port = {"name": "http-metrics", "containerPort": config.listen.plain.port, "protocol": "TCP"}
+    assert port in agent["ports"]
     group = worker["securityContext"]["runAsGroup"]
     assert group == pod["securityContext"]["runAsGroup"], "the socket is for the group"
 
