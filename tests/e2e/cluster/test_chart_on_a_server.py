@@ -52,12 +52,15 @@ def test_helm_4_takes_a_release_over_and_leaves_alone_what_the_processes_wrote(m
     before = _filled(mesh)
     assert all(before.values())
     place = (f"--kubeconfig={mesh.kube.kubectl.kubeconfig}", f"--namespace={NAMESPACE}")
-    words = ("upgrade", RELEASE, str(CHART), "--reuse-values", "--server-side=true", "--wait=watcher")
+    change = ("upgrade", RELEASE, str(CHART), "--reuse-values", "--set=log.level=debug")
+    back = ("rollback", RELEASE, str(json.loads(mesh.helm("status", RELEASE, "--output=json"))["version"]))
+    options = ("--server-side=true", "--wait=watcher")
     try:
-        for level in ("debug", "info"):  # the second one finds fields that are Helm 4's already
-            said = helm(*words, f"--set=log.level={level}", *place, timeout=200, program=helm4_path())
-            assert "STATUS: deployed" in said
-            assert _filled(mesh) == before
+        # The second one finds fields that are Helm 4's already; the third takes what others own, too.
+        for words in (change, change, (*change, "--force-conflicts"), back):
+            helm(*words, *options, *place, timeout=200, program=helm4_path())
+            assert _filled(mesh) == before, words
+        assert json.loads(mesh.helm("status", RELEASE, "--output=json"))["info"]["status"] == "deployed"
     finally:
         mesh.install()  # by Helm 3 again
     assert _filled(mesh) == before
