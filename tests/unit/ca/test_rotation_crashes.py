@@ -15,8 +15,8 @@ from ca.core.rotation import RotationSettings
 from ca.keystore import KeyStoreConfig
 from ca.keystore_secret import SecretKeyStore, SecretPlace
 from ca.metrics import CaMetrics
-from ca.rotator import Rotator, nobody
-from mesh.ca_status import CaStatus, Phase, Step, decode
+from ca.rotator import Rotator
+from mesh.ca_status import AgentCounts, CaStatus, Phase, Step, decode
 from tests.fakes.ca_factory import NOW, TRUST_DOMAIN
 from tests.fakes.ca_running import audit_lines
 from tests.fakes.kube_api import FakeKube
@@ -53,7 +53,7 @@ def _replica(kube: FakeKube, name: str) -> tuple[SecretKeyStore, Rotator]:
         PLACE,
         keystore,
         RotationSettings(automatic=False),
-        counts=nobody,
+        counts=lambda *_: AgentCounts(),
         unpublished=lambda: (),
         leading=lambda: True,
         writer=name,
