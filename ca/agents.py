@@ -83,15 +83,13 @@ class AgentBook:
         """Take what all replicas have shared, instead of what was shared before."""
         self._shared = tuple(reports)
 
-    def counts(self, digest: str, generation: int, epoch: int, now: dt.datetime) -> AgentCounts:
+    def counts(self, digest: str, epoch: int, now: dt.datetime) -> AgentCounts:
         """What the agents of the cluster have acknowledged.
 
         Args:
-            digest: of the bundle as it is.
-            generation: of the bundle. The digest decides: to a proxy, the same roots are the same bundle.
+            digest: of the bundle as it is; to a proxy, the same roots are the same bundle.
             epoch: of the root that signs.
         """
-        del generation
         if self._name and not self._pods.synced:
             # Nobody expected would mean that nobody is waited for.
             return AgentCounts(expected=1, missing=("the pods of the cluster were not listed yet",))

@@ -58,8 +58,8 @@ _PLUGGED: Final = RotationState(phase=Phase.PLUGGED, generation=0, epoch=0)
 
 _log = logs.logger(__name__)
 
-Counts = Callable[[str, int, int, dt.datetime], AgentCounts]
-"""What agents have reported of the bundle with this digest, this generation and epoch, now."""
+Counts = Callable[[str, int, dt.datetime], AgentCounts]
+"""What agents have reported: digest of the bundle and epoch of the signing root, now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ class Rotator:
 
     def _plan(self, state: RotationState, request: Request | None, now: dt.datetime) -> Decision:
         issuer = self._keystore.issuer(now)
-        self._agents = self._counts(bundle_digest(issuer.roots), state.generation, state.epoch, now)
+        self._agents = self._counts(bundle_digest(issuer.roots), state.epoch, now)
         root = self._keystore.root
         facts = Facts(
             now=now,

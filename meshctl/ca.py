@@ -70,21 +70,17 @@ def run_ca(options: argparse.Namespace, screen: Screen) -> int:
     return _ask(Step(options.step), options, screen)
 
 
-def read(cluster: Cluster) -> Found:
-    """Where the rotation stands; see `read_status`."""
-    return read_status(cluster, cluster.mesh_namespace)
-
-
-def read_status(cluster: Cluster, namespace: str) -> Found:
+def read_status(cluster: Cluster, namespace: str = "") -> Found:
     """Where the rotation stands.
 
     Args:
-        namespace: of the authority.
+        namespace: of the authority; the cluster's mesh namespace by default.
 
     Raises:
         CtlError: the authority has not told, or told something else.
         KubeError: not allowed or no answer.
     """
+    namespace = namespace or cluster.mesh_namespace
     where = f"ConfigMap {namespace}/{CONFIG_MAP}"
     item = cluster.get(_path(namespace))
     text = ((item or {}).get("data") or {}).get(STATUS_KEY)
@@ -105,7 +101,7 @@ def _path(namespace: str) -> str:
 
 def _status(options: argparse.Namespace, screen: Screen) -> int:
     cluster = connect(options)
-    told, now = read(cluster), cluster.local_now()
+    told, now = read_status(cluster), cluster.local_now()
     status = told.status
     found = problems(status, now, cluster.mesh_namespace, asked=told.asked)
     if options.output == "json":
@@ -158,7 +154,7 @@ def _free(cluster: Cluster, step: Step) -> str:
     Raises:
         CtlError: somebody does, or this authority rotates nothing.
     """
-    found = read(cluster)
+    found = read_status(cluster)
     if found.status.phase is Phase.PLUGGED:
         raise CtlError(
             CtlCode.PLUGGED,
@@ -230,7 +226,7 @@ def _wait(
     problem = ""
     while monotonic() < deadline:
         try:
-            status = read(cluster).status
+            status = read_status(cluster).status
             if status.answer is not None and status.answer.id == request:
                 return status
         except KubeError as error:

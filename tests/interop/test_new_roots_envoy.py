@@ -78,8 +78,7 @@ class Mesh:
         runtime = self.ca.runtime
         assert runtime.cluster is not None
         issuer = runtime.keystore.issuer(runtime.clock.now())
-        numbers = issuer.generation, issuer.epoch
-        return runtime.cluster.agents.counts(bundle_digest(issuer.roots), *numbers, runtime.clock.now())
+        return runtime.cluster.agents.counts(bundle_digest(issuer.roots), issuer.epoch, runtime.clock.now())
 
     def acked(self, roots: int) -> Callable[[], bool]:
         return lambda: len(self.ca.runtime.keystore.roots) == roots and self.counts().acked == 1

@@ -45,7 +45,7 @@ class Bench:
         self.book.record(uid, claim, self.clock.now())
 
     def missing(self, digest: str = NEW) -> tuple[str, ...]:
-        return self.book.counts(digest, 1, 0, self.clock.now()).missing
+        return self.book.counts(digest, 0, self.clock.now()).missing
 
     def poll(self, digest: str = NEW, epoch: int = 0) -> float:
         return self.book.poll_after(digest, epoch, self.clock.now()).total_seconds()
@@ -79,12 +79,12 @@ def test_while_the_pods_are_not_listed_somebody_is_missing() -> None:
     """Nobody expected would let a leader that has just started activate at once."""
     pods: Store[PodFact] = Store()
     now = FakeClock().now()
-    found = AgentBook(pods, ACCOUNT).counts(NEW, 1, 1, now)
+    found = AgentBook(pods, ACCOUNT).counts(NEW, 1, now)
     assert (found.expected, found.reported, found.acked) == (1, 0, 0)
     assert found.missing == ("the pods of the cluster were not listed yet",)
-    assert AgentBook(pods, "").counts(NEW, 1, 1, now).expected == 0
+    assert AgentBook(pods, "").counts(NEW, 1, now).expected == 0
     pods.replace({})
-    assert AgentBook(pods, ACCOUNT).counts(NEW, 1, 1, now).expected == 0
+    assert AgentBook(pods, ACCOUNT).counts(NEW, 1, now).expected == 0
 
 
 def test_without_an_account_nobody_is_expected() -> None:

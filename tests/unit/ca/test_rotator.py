@@ -57,7 +57,7 @@ class Replica:
             self.keystore = KeyStore.open(config, NOW)
         self.counts = AgentCounts()
         self.unpublished: tuple[str, ...] | None = ()
-        self.asked: list[tuple[str, int, int]] = []
+        self.asked: list[tuple[str, int]] = []
         self.registry = CollectorRegistry()
         self.rotator = Rotator(
             api,
@@ -72,8 +72,8 @@ class Replica:
             audit=Audit(),
         )
 
-    def _counts(self, bundle: str, generation: int, epoch: int, now: dt.datetime) -> AgentCounts:
-        self.asked.append((bundle, generation, epoch))
+    def _counts(self, bundle: str, epoch: int, now: dt.datetime) -> AgentCounts:
+        self.asked.append((bundle, epoch))
         return self.counts
 
     def tick(self, now: dt.datetime = NOW) -> bool:
@@ -119,7 +119,7 @@ def test_a_young_root_is_left_alone_and_told(kube: FakeKube) -> None:
     assert (root.role, root.sha256) == (RootRole.SIGNING, digest(one.keystore.roots[0]))
     assert root.subject.startswith("CN=Gatehouse root ")
     assert status.bundle_digest == bundle_digest(one.keystore.roots)
-    assert one.asked[-1] == (status.bundle_digest, 1, 1)
+    assert one.asked[-1] == (status.bundle_digest, 1)
     assert status.issuer_serial == one.keystore.issuer(NOW).certificate.serial
     assert _map(kube)["data"]["root-sha256"] == root.sha256
 
@@ -138,7 +138,7 @@ def test_the_whole_rotation_by_itself(kube: FakeKube) -> None:
             status.since + HOUR,
         )
         assert [r.role for r in status.roots] == [RootRole.SIGNING, RootRole.NEXT]
-        assert one.asked[-1] == (bundle_digest(one.keystore.roots), 2, 1), "counts are of the new bundle"
+        assert one.asked[-1] == (bundle_digest(one.keystore.roots), 1), "counts are of the new bundle"
         assert not one.tick(due + HOUR)
         one.unpublished = ("demo",)
         assert not one.tick(due + HOUR + SECOND)

@@ -92,7 +92,7 @@ def test_an_agent_is_told_and_its_report_is_kept() -> None:
         0,
     )
     assert told.poll_after == dt.timedelta(seconds=60)
-    found = bench.book.counts(digest, 0, 0, bench.clock.now())
+    found = bench.book.counts(digest, 0, bench.clock.now())
     assert (found.expected, found.acked, bench.answered, bench.refused) == (1, 1, 1, [])
 
 

@@ -56,7 +56,7 @@ def test_an_agent_hears_of_the_roots_and_the_leader_counts_it(kube: FakeKube, tm
         digest = bundle_digest(roots)
 
         def counts() -> Any:
-            return runtime.cluster.agents.counts(digest, 0, 0, runtime.clock.now())
+            return runtime.cluster.agents.counts(digest, 0, runtime.clock.now())
 
         assert (counts().expected, counts().acked, counts().missing) == (
             1,

@@ -166,7 +166,7 @@ def test_two_who_ask_at_once_do_not_take_each_other_s_place(kube: FakeKube, tmp_
     with leader(kube):
         pass
     cluster = Cluster(kube.api(), "default", NAMESPACE)
-    seen = ca.read(cluster).version
+    seen = ca.read_status(cluster).version
     ca._put(cluster, Step.PREPARE, {REQUEST_ANNOTATION: "prepare"}, seen)
     with pytest.raises(CtlError) as refusal:
         ca._put(cluster, Step.ABORT, {REQUEST_ANNOTATION: "abort"}, seen)
@@ -178,7 +178,7 @@ def test_the_authority_writes_while_somebody_asks(kube: FakeKube, tmp_path: Path
     with leader(kube):
         pass
     cluster = Cluster(kube.api(), "default", NAMESPACE)
-    seen = ca.read(cluster).version
+    seen = ca.read_status(cluster).version
     found = kube.find("ConfigMap", "gatehouse-ca", NAMESPACE)
     assert found is not None
     kube.add({**found, "kind": "ConfigMap", "data": {**found["data"], "more": "x"}})
